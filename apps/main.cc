@@ -1,0 +1,91 @@
+#include <cstdio>
+#include <exception>
+#include <new>
+#include <string>
+
+#include "apps/commands.h"
+#include "core/error.h"
+#include "core/log.h"
+
+namespace caravan {
+namespace {
+
+// Exit statuses, from sysexits.h; documented in docs/cli.md.
+int exit_status(ErrorCode code) {
+  switch (code) {
+    case ErrorCode::kInvalidArgument:
+      return 64;
+    case ErrorCode::kCorrupt:
+      return 65;
+    case ErrorCode::kNotFound:
+      return 66;
+    case ErrorCode::kUnsupported:
+      return 78;
+    case ErrorCode::kInternal:
+      return 70;
+    case ErrorCode::kOutOfMemory:
+      return 71;
+    case ErrorCode::kIo:
+      return 74;
+  }
+  return 70;
+}
+
+void set_environment_names(CLI::App& app) {
+  for (CLI::Option* option : app.get_options()) {
+    const auto& names = option->get_lnames();
+    if (names.empty() || names.front() == "help" || names.front() == "version") continue;
+    std::string variable = "CARAVAN_";
+    for (const char c : names.front()) {
+      variable.push_back(c == '-' ? '_' : static_cast<char>(std::toupper(c)));
+    }
+    option->envname(variable);
+  }
+  for (CLI::App* command : app.get_subcommands({})) set_environment_names(*command);
+}
+
+int run(int argc, char** argv) {
+  CLI::App app{"Caravan: inference for GPT-2-family language models.", "caravan"};
+  app.set_version_flag("--version", "caravan " CARAVAN_VERSION);
+  app.require_subcommand(1);
+  app.fallthrough();
+  bool is_quiet = false;
+  app.add_flag("--quiet,-q", is_quiet, "Only warnings and errors on stderr, no progress bars");
+  app.parse_complete_callback([&] {
+    if (is_quiet) set_log_level(LogLevel::kWarning);
+  });
+  add_run_command(app);
+  add_convert_command(app);
+  add_build_command(app);
+  add_plan_command(app);
+  add_inspect_command(app);
+  add_tokenize_command(app);
+  add_score_command(app);
+  add_synth_command(app);
+  add_bench_command(app);
+  set_environment_names(app);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 64;
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace caravan
+
+int main(int argc, char** argv) {
+  try {
+    return caravan::run(argc, argv);
+  } catch (const caravan::Error& e) {
+    std::fprintf(stderr, "caravan: error: %s\n", e.what());
+    return caravan::exit_status(e.code());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "caravan: error: out of host memory\n");
+    return caravan::exit_status(caravan::ErrorCode::kOutOfMemory);
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "caravan: error: internal: %s\n", e.what());
+    return caravan::exit_status(caravan::ErrorCode::kInternal);
+  }
+}

@@ -1,0 +1,159 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <vector>
+
+#include "core/atomic_file.h"
+#include "core/dtype.h"
+#include "core/error.h"
+#include "core/json.h"
+#include "core/linear_layout.h"
+#include "core/mapped_file.h"
+#include "core/tensor.h"
+
+namespace caravan {
+namespace {
+
+namespace fs = std::filesystem;
+
+class TemporaryDirectory : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    path_ = fs::temp_directory_path() / ("caravan_core_test_" + std::to_string(::getpid()));
+    fs::create_directories(path_);
+  }
+  void TearDown() override { fs::remove_all(path_); }
+  std::string path(const std::string& name) const { return (path_ / name).string(); }
+  fs::path path_;
+};
+using AtomicFileTest = TemporaryDirectory;
+
+TEST(DTypeTest, EveryFloat16SurvivesTheWayThroughFloat32) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const float value = f16_to_f32(static_cast<uint16_t>(bits));
+    if (std::isnan(value)) {
+      EXPECT_TRUE(std::isnan(f16_to_f32(f32_to_f16(value)))) << bits;
+    } else {
+      EXPECT_EQ(f32_to_f16(value), bits);
+    }
+  }
+}
+
+TEST(DTypeTest, Float16RoundsToNearestEven) {
+  EXPECT_EQ(f32_to_f16(65504.0f), 0x7bff);
+  EXPECT_EQ(f32_to_f16(65519.996f), 0x7bff);
+  EXPECT_EQ(f32_to_f16(65520.0f), 0x7c00);
+  EXPECT_EQ(f32_to_f16(std::ldexp(1.0f, -25)), 0x0000);  // half of the smallest: to even
+  EXPECT_EQ(f32_to_f16(std::ldexp(1.0001f, -25)), 0x0001);
+  EXPECT_EQ(f32_to_f16(1.0f + std::ldexp(1.0f, -11)), 0x3c00);      // tie, even below
+  EXPECT_EQ(f32_to_f16(1.0f + 3 * std::ldexp(1.0f, -11)), 0x3c02);  // tie, even above
+}
+
+TEST(DTypeTest, Bfloat16RoundsToNearestEvenAndKeepsNan) {
+  EXPECT_EQ(f32_to_bf16(1.0f), 0x3f80);
+  EXPECT_EQ(f32_to_bf16(1.0f + std::ldexp(1.0f, -8)), 0x3f80);
+  EXPECT_EQ(f32_to_bf16(1.0f + 3 * std::ldexp(1.0f, -8)), 0x3f82);
+  EXPECT_TRUE(std::isnan(bf16_to_f32(f32_to_bf16(std::numeric_limits<float>::quiet_NaN()))));
+  EXPECT_TRUE(std::isinf(bf16_to_f32(f32_to_bf16(std::numeric_limits<float>::max()))));
+}
+
+TEST(ShapeTest, RefusesOverflowAndNegativeSizes) {
+  EXPECT_THROW(Shape({int64_t{1} << 40, int64_t{1} << 40}), Error);
+  EXPECT_THROW(Shape({-1}), Error);
+  EXPECT_EQ(Shape({4096, 12288}).to_string(), "[4096,12288]");
+}
+
+TEST(JsonTest, NamesTheOffsetOfTheFirstMistake) {
+  const auto message = [](const char* text) -> std::string {
+    try {
+      parse_json(text, "f.json");
+    } catch (const Error& e) {
+      return e.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(message("{\"a\": 1, \"a\": 2}").find("f.json: offset "), 0u);
+  EXPECT_NE(message("{\"a\": 1, \"a\": 2}").find("the key \"a\" appears twice"), std::string::npos);
+  EXPECT_NE(message("{\"a\": tru}").find("not valid JSON"), std::string::npos);
+  EXPECT_NE(message("{} x").find("offset 3: text after the end"), std::string::npos);
+  EXPECT_NE(message("").find("not valid JSON"), std::string::npos);
+  EXPECT_NE(message(std::string(100, '[').c_str()).find("not valid JSON"), std::string::npos);
+  EXPECT_EQ(message("{\"a\": {\"b\": 1}, \"c\": {\"b\": 2}} \n"), "accepted");
+}
+
+TEST(LinearLayoutTest, PackedElementsAreWhereTheIndexSays) {
+  for (const LinearLayout layout : {LinearLayout::kInOut, LinearLayout::kOutIn,
+                                    LinearLayout::kPanel32, LinearLayout::kPanel32Pairs}) {
+    for (const auto& [in, out] :
+         std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {7, 33}, {33, 7}, {64, 96}, {31, 65}}) {
+      std::vector<uint16_t> conv1d(static_cast<size_t>(in * out));
+      std::vector<uint16_t> rows(conv1d.size());
+      for (int64_t k = 0; k < in; ++k) {
+        for (int64_t n = 0; n < out; ++n) {
+          const auto value = static_cast<uint16_t>(1 + k * out + n);
+          conv1d[static_cast<size_t>(k * out + n)] = value;
+          rows[static_cast<size_t>(n * in + k)] = value;
+        }
+      }
+      const auto elements = static_cast<size_t>(linear_num_elements(layout, in, out));
+      std::vector<uint16_t> a(elements, 0xffff), b(elements, 0xffff);
+      pack_linear(conv1d.data(), LinearLayout::kInOut, DType::kF16, in, out, layout, a.data());
+      pack_linear(rows.data(), LinearLayout::kOutIn, DType::kF16, in, out, layout, b.data());
+      EXPECT_EQ(a, b);
+      size_t sum_of_padding = 0;
+      for (const uint16_t v : a) sum_of_padding += v;
+      for (int64_t k = 0; k < in; ++k) {
+        for (int64_t n = 0; n < out; ++n) {
+          const auto value = a[static_cast<size_t>(linear_index(layout, in, out, k, n))];
+          ASSERT_EQ(value, 1 + k * out + n) << linear_layout_name(layout);
+          sum_of_padding -= value;
+        }
+      }
+      EXPECT_EQ(sum_of_padding, 0u);
+    }
+  }
+}
+
+TEST_F(AtomicFileTest, AppearsOnlyAfterCommit) {
+  {
+    AtomicFile file(path("a"));
+    file.write("abc");
+    EXPECT_FALSE(fs::exists(path("a")));
+  }
+  EXPECT_TRUE(fs::is_empty(path_));
+  AtomicFile file(path("a"));
+  file.write("abc");
+  file.pad_to(8);
+  file.commit();
+  EXPECT_EQ(read_text_file(path("a"), 100), std::string("abc\0\0\0\0\0", 8));
+}
+
+TEST_F(AtomicFileTest, DirectoryIsRenamedWholeAndLocked) {
+  {
+    AtomicDirectory first(path("d"), false);
+    EXPECT_THROW(AtomicDirectory(path("d"), false), Error);
+    std::ofstream(first.work_path() + "/x") << "1";
+  }
+  EXPECT_FALSE(fs::exists(path("d")));
+  AtomicDirectory again(path("d/"), false);
+  EXPECT_TRUE(fs::exists(again.work_path() + "/x"));  // kept for resuming
+  again.commit();
+  EXPECT_TRUE(fs::exists(path("d/x")));
+  EXPECT_THROW(AtomicDirectory(path("d"), false), Error);
+}
+
+TEST_F(AtomicFileTest, MappedFileChecksRanges) {
+  std::ofstream(path("m")) << "0123456789";
+  const MappedFile file = MappedFile::open(path("m"));
+  EXPECT_EQ(file.bytes(3, 4).size(), 4u);
+  EXPECT_THROW(file.bytes(8, 3), Error);
+  EXPECT_THROW(file.bytes(~uint64_t{0}, 2), Error);
+  EXPECT_THROW(MappedFile::open(path("none")), Error);
+  EXPECT_THROW(MappedFile::open(path_.string()), Error);
+}
+
+}  // namespace
+}  // namespace caravan

@@ -1,0 +1,74 @@
+#include "core/progress.h"
+
+#include <fmt/core.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+
+#include "core/log.h"
+
+namespace caravan {
+
+namespace {
+
+std::string amount(double value, const std::string& unit) {
+  if (unit == "B") return fmt::format("{:.2f} GB", value / 1e9);
+  return fmt::format("{:.0f} {}", value, unit);
+}
+
+}  // namespace
+
+Progress::Progress(std::string label, uint64_t total, std::string unit)
+    : label_(std::move(label)),
+      unit_(std::move(unit)),
+      total_(std::max<uint64_t>(total, 1)),
+      is_terminal_(::isatty(STDERR_FILENO) == 1),
+      is_silent_(log_level() > LogLevel::kInfo),
+      start_(std::chrono::steady_clock::now()),
+      last_draw_(start_) {}
+
+Progress::~Progress() { finish(); }
+
+void Progress::add(uint64_t n) {
+  done_ = std::min(done_ + n, total_);
+  if (is_silent_) return;
+  const auto now = std::chrono::steady_clock::now();
+  const int tenth = static_cast<int>(10 * done_ / total_);
+  if (is_terminal_ ? now - last_draw_ >= std::chrono::milliseconds(100) : tenth > last_tenth_) {
+    last_draw_ = now;
+    last_tenth_ = tenth;
+    draw(false);
+  }
+}
+
+void Progress::finish() {
+  if (finished_) return;
+  finished_ = true;
+  if (!is_silent_ && is_terminal_) draw(true);
+}
+
+void Progress::draw(bool final) {
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  const double share = static_cast<double>(done_) / static_cast<double>(total_);
+  const double rate = seconds > 0 ? static_cast<double>(done_) / seconds : 0;
+  const double left = rate > 0 ? static_cast<double>(total_ - done_) / rate : 0;
+  std::string line =
+      fmt::format("{} {:3.0f} %  {} of {}  {}/s  {:.0f} s left", label_, 100 * share,
+                  amount(static_cast<double>(done_), unit_),
+                  amount(static_cast<double>(total_), unit_), amount(rate, unit_), left);
+  if (is_terminal_) {
+    constexpr int kWidth = 24;
+    const int filled = static_cast<int>(share * kWidth);
+    line = fmt::format("\r\x1b[K[{}{}] {}{}", std::string(static_cast<size_t>(filled), '#'),
+                       std::string(static_cast<size_t>(kWidth - filled), '.'), line,
+                       final ? "\n" : "");
+    std::fwrite(line.data(), 1, line.size(), stderr);
+    std::fflush(stderr);
+  } else {
+    log_line(LogLevel::kInfo, line);
+  }
+}
+
+}  // namespace caravan

@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "core/json.h"
+#include "core/linear_layout.h"
+#include "format/model_config.h"
+
+namespace caravan {
+
+enum class ModelDirKind : uint8_t { kHuggingFace, kCheckpoint, kEngine };
+
+/// Limits and choices that `caravan build` fixed. Lengths are tokens of one sequence.
+struct BuildConfig {
+  std::string target = "cpu";
+  DType dtype = DType::kF16;
+  DType kv_cache_dtype = DType::kF16;
+  int64_t max_batch_size = 32;
+  int64_t max_input_len = 512;
+  int64_t max_output_len = 200;
+};
+
+/// How the bytes of one tensor of an engine file are to be read. In the file it is one-dimensional
+/// when it is packed.
+struct EngineTensor {
+  DType dtype = DType::kF32;
+  LinearLayout layout = LinearLayout::kOutIn;  // matrices; vectors and wpe are plain row-major
+  int64_t in_features = 0;                     // matrices; 0 for others
+  int64_t out_features = 0;
+  uint64_t xxh3 = 0;                           // XXH3-64 of the tensor's bytes
+};
+
+/// What a directory is, from its config.json: Hugging Face's own, or the same with a "caravan" object
+/// that says kind ("checkpoint" or "engine"), format version, and what is below. Engine and
+/// checkpoint weights are rank0.safetensors ... rank{tensor_parallel-1}.safetensors.
+struct ModelDir {
+  std::string path;
+  ModelDirKind kind = ModelDirKind::kHuggingFace;
+  ModelConfig config;
+  int tensor_parallel = 1;
+  bool has_own_head = false;                        // checkpoint, engine
+  std::optional<BuildConfig> build;                 // engine
+  std::map<std::string, EngineTensor> tensors;      // engine, by canonical name
+  boost::json::object caravan;                      // the whole "caravan" object, {} if none
+
+  std::string rank_path(int rank) const;  // path/rank{r}.safetensors
+};
+
+/// Errors: kNotFound, kCorrupt, kUnsupported (a newer format version, another endianness), naming
+/// file and field.
+ModelDir open_model_dir(const std::string& path);
+
+/// Reads every tensor of an engine and compares its XXH3 with the table. Errors: kCorrupt naming the
+/// tensor, offset, got and wanted.
+void verify_engine_checksums(const ModelDir& dir);
+
+}  // namespace caravan

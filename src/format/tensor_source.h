@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/mapped_file.h"
+#include "core/tensor.h"
+
+namespace caravan {
+
+/// Where one stored tensor lies. Contiguous row-major, little endian.
+struct StoredTensor {
+  std::string name;
+  DType dtype = DType::kF32;
+  Shape shape;
+  const MappedFile* file = nullptr;  // owned by the TensorSource
+  uint64_t offset = 0;               // in the file
+  uint64_t num_bytes() const;
+  /// The mapped bytes; not necessarily aligned for the dtype.
+  const std::byte* data() const { return file->data() + offset; }
+};
+
+/// The tensors of a Hugging Face, checkpoint or engine directory, whatever files they lie in:
+/// model.safetensors, model.safetensors.index.json + shards, pytorch_model.bin (zip or legacy
+/// pickle), pytorch_model.bin.index.json + shards. Files are mapped, never read whole; no code in
+/// them is executed. Names are as stored.
+class TensorSource {
+ public:
+  /// Prefers safetensors over .bin. Errors: kNotFound when no weights are there; kCorrupt with one
+  /// line naming file, field, offset, got, wanted; kUnsupported for a pickle that needs anything but
+  /// the known globals and opcodes.
+  static TensorSource open_directory(const std::string& directory);
+  /// One file of either form, by its name's ending.
+  static TensorSource open_file(const std::string& path);
+
+  TensorSource(TensorSource&&) noexcept = default;
+  TensorSource& operator=(TensorSource&&) noexcept = default;
+
+  /// Sorted by name.
+  const std::vector<StoredTensor>& tensors() const { return tensors_; }
+  /// nullptr when absent.
+  const StoredTensor* find(const std::string& name) const;
+
+ private:
+  TensorSource() = default;
+  std::vector<std::unique_ptr<MappedFile>> files_;
+  std::vector<StoredTensor> tensors_;
+};
+
+}  // namespace caravan
