@@ -1,0 +1,63 @@
+#!/bin/bash
+# Installs what is missing, builds, and runs every test that needs no GPU:
+#   1. the release build's tests, with the checks of the tree (includes, headers, format, files)
+#   2. the same tests under AddressSanitizer and UndefinedBehaviorSanitizer
+#   3. every libFuzzer target for FUZZ_SECONDS (default 60)
+# A step that fails does not stop the next one. Ends with a summary line; the exit status is 0 when
+# nothing failed.
+# usage: ./test.sh
+set -uo pipefail
+cd "$(dirname "$0")" || exit 1
+
+fuzz_seconds=${FUZZ_SECONDS:-60}
+num_passed=0
+num_failed=0
+failures=()
+
+record() {  # NAME STATUS
+  if [[ $2 -eq 0 ]]; then
+    num_passed=$((num_passed + 1))
+  else
+    num_failed=$((num_failed + 1))
+    failures+=("$1")
+  fi
+}
+
+step() {  # NAME COMMAND...: one check, timed
+  local name=$1 start=$SECONDS status=0
+  shift
+  echo "== $name" >&2
+  "$@" || status=$?
+  echo "== $name: exit status $status after $((SECONDS - start)) s" >&2
+  record "$name" "$status"
+  return "$status"
+}
+
+run_ctest() {  # PRESET: counts every test of the suite
+  local start=$SECONDS log
+  log=$(mktemp)
+  echo "== ctest $1" >&2
+  ctest --preset "$1" -j "$(nproc)" --no-tests=error | tee "$log"
+  local status=${PIPESTATUS[0]} counts
+  counts=$(sed -n 's/.*tests passed, \([0-9]*\) tests failed out of \([0-9]*\)$/\1 \2/p' "$log")
+  rm -f "$log"
+  if [[ -z $counts ]]; then
+    record "ctest $1" 1
+  else
+    local failed=${counts% *} total=${counts#* }
+    num_passed=$((num_passed + total - failed))
+    num_failed=$((num_failed + failed))
+    [[ $status -eq 0 ]] || failures+=("ctest $1")
+  fi
+  echo "== ctest $1: exit status $status after $((SECONDS - start)) s" >&2
+}
+
+tools/install_dependencies.sh test || exit 1
+
+step "build cpu" tools/build.sh cpu && run_ctest cpu
+step "build asan" tools/build.sh asan && run_ctest asan
+step "build fuzz" tools/build.sh fuzz && step "fuzz" tools/fuzz.sh "$fuzz_seconds"
+
+for failure in "${failures[@]}"; do echo "failed: $failure" >&2; done
+echo "$num_passed passed, $num_failed failed"
+[[ $num_failed -eq 0 ]]

@@ -1,0 +1,50 @@
+#!/bin/bash
+# Installs what Caravan needs on Debian 12 and is not there yet; does nothing when all of it is.
+# usage: tools/install_dependencies.sh [build|test]     ("test" adds what test.sh needs; default build)
+set -euo pipefail
+
+build_packages=(
+  g++ cmake ninja-build ccache pkg-config
+  libboost1.81-dev libcli11-dev libfmt-dev libpcre2-dev libxxhash-dev libgtest-dev
+)
+test_packages=(
+  python3 libbenchmark-dev                # checks of the tree; kernel benches
+  clang libclang-rt-14-dev libomp-14-dev  # libFuzzer targets, and OpenMP for them
+  clang-format clang-tidy
+)
+
+case "${1:-build}" in
+  build) packages=("${build_packages[@]}") ;;
+  test) packages=("${build_packages[@]}" "${test_packages[@]}") ;;
+  *)
+    echo "usage: $0 [build|test]" >&2
+    exit 64
+    ;;
+esac
+
+if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+  echo "$0: this is not a Debian system; install the equivalents of: ${packages[*]}" >&2
+  exit 1
+fi
+
+missing=()
+for package in "${packages[@]}"; do
+  status=$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || true)
+  [[ $status == installed ]] || missing+=("$package")
+done
+[[ ${#missing[@]} -eq 0 ]] && exit 0
+
+as_root=()
+if [[ $(id -u) -ne 0 ]]; then
+  if ! command -v sudo >/dev/null; then
+    echo "$0: packages are missing and there is no sudo; as root, run:" >&2
+    echo "  apt-get update && apt-get install --no-install-recommends ${missing[*]}" >&2
+    exit 1
+  fi
+  as_root=(sudo)
+fi
+
+echo "Installing: ${missing[*]}" >&2
+"${as_root[@]}" apt-get update -qq >&2
+"${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+  apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
