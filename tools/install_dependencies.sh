@@ -8,7 +8,7 @@ build_packages=(
   libboost1.81-dev libcli11-dev libfmt-dev libpcre2-dev libxxhash-dev libgtest-dev
 )
 test_packages=(
-  python3 libbenchmark-dev                # checks of the tree; kernel benches
+  python3 git libbenchmark-dev            # checks of the tree; kernel benches
   clang libclang-rt-14-dev libomp-14-dev  # libFuzzer targets, and OpenMP for them
   clang-format clang-tidy
 )
