@@ -4,11 +4,11 @@
 set -euo pipefail
 
 build_packages=(
-  g++ cmake ninja-build ccache pkg-config
+  g++ cmake ninja-build ccache pkg-config python3
   libboost1.81-dev libcli11-dev libfmt-dev libpcre2-dev libxxhash-dev libgtest-dev
 )
 test_packages=(
-  python3 git libbenchmark-dev            # checks of the tree; kernel benches
+  git libbenchmark-dev                    # checks of the tree; kernel benches
   clang libclang-rt-14-dev libomp-14-dev  # libFuzzer targets, and OpenMP for them
   clang-format clang-tidy
 )
