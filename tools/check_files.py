@@ -23,8 +23,8 @@ MAX_TREE_BYTES = 45_000_000
 MAX_LINES = 800
 MAX_COLUMNS = 100
 
-CODE_SUFFIXES = (".h", ".cc", ".cu", ".cuh", ".py", ".sh", ".cmake")
-CPP_SUFFIXES = (".h", ".cc", ".cu", ".cuh")
+CODE_SUFFIXES = (".h", ".inl", ".cc", ".cu", ".cuh", ".py", ".sh", ".cmake")
+CPP_SUFFIXES = (".h", ".inl", ".cc", ".cu", ".cuh")
 TEXT_SUFFIXES = CODE_SUFFIXES + (".md", ".txt", ".yml", ".yaml")
 
 # Split, so that this file does not find itself.

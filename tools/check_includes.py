@@ -52,11 +52,11 @@ THIRD_PARTY = {
     "gmock": ["tests"],
     "benchmark": ["tests"],
     # Linux
-    "dirent.h": ["core"],
-    "fcntl.h": ["core"],
+    "dirent.h": ["core", "convert"],
+    "fcntl.h": ["core", "convert"],
     "sched.h": ["kernels/cpu", "backend"],
-    "sys": ["core", "kernels/cpu", "apps", "tests"],
-    "unistd.h": ["core", "kernels/cpu", "apps", "tests"],
+    "sys": ["core", "kernels/cpu", "convert", "apps", "tests"],
+    "unistd.h": ["core", "kernels/cpu", "convert", "apps", "tests"],
 }
 
 STANDARD = set(
@@ -73,7 +73,7 @@ STANDARD = set(
 )
 
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
-SUFFIXES = (".h", ".cc", ".cu", ".cuh")
+SUFFIXES = (".h", ".inl", ".inc", ".cc", ".cu", ".cuh")
 
 
 class Tree:

@@ -12,7 +12,7 @@ for folder in src include apps bench tests; do
 done
 
 list_files() {
-  find "${folders[@]}" -name '*.h' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | LC_ALL=C sort
+  find "${folders[@]}" -name '*.h' -o -name '*.inl' -o -name '*.cc' -o -name '*.cu' -o -name '*.cuh' | LC_ALL=C sort
 }
 
 if [[ ${1:-} == --check ]]; then
