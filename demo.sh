@@ -1,5 +1,6 @@
 #!/bin/bash
 # Installs what is missing, builds build/caravan, and lets the embedded model answer one instruction.
+# Ends with the text (stdout) and the speed line (stderr).
 # usage: ./demo.sh [INSTRUCTION]
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -7,14 +8,9 @@ cd "$(dirname "$0")"
 tools/install_dependencies.sh build
 tools/build.sh cpu caravan
 
-instruction=${1:-"Describe a garden in the morning."}
-prompt="Below is an instruction that describes a task. Write a response that appropriately completes the request.
-
-### Instruction:
-$instruction
-
-### Response:"
-
-echo
-echo "\$ build/caravan run --model models/camel-nano --prompt ... --max-output-len 64"
-build/caravan run --model models/camel-nano --prompt "$prompt" --max-output-len 64
+command=(build/caravan run --model models/camel-nano --template camel
+  --instruction "${1:-Describe a garden in the morning.}" --max-output-len 64)
+printf '\n$' >&2
+printf ' %q' "${command[@]}" >&2
+printf '\n' >&2
+exec "${command[@]}"
