@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <map>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ struct SafetensorsHeader {
 /// `bytes` is the whole file, `where` its name in messages. Errors: kCorrupt, kUnsupported.
 SafetensorsHeader parse_safetensors(std::span<const std::byte> bytes, const std::string& where);
 
+/// True for the U8 tensors "__pad.N" that SafetensorsWriter puts between aligned tensors.
+bool is_safetensors_filler(const SafetensorsEntry& entry);
+
 /// Writes one safetensors file, tensor by tensor, in the order given at construction.
 class SafetensorsWriter {
  public:
@@ -45,8 +49,8 @@ class SafetensorsWriter {
   SafetensorsWriter(const std::string& path, const std::vector<Spec>& tensors,
                     const std::map<std::string, std::string>& metadata, uint64_t alignment = 8);
 
-  /// The next bytes of the next tensor; may be called in pieces. Errors: kIo; kInternal when more or
-  /// fewer bytes are given than the header says.
+  /// The next bytes of the next tensor; may be called in pieces. Errors: kIo; kInternal when more
+  /// or fewer bytes are given than the header says.
   void write(const void* data, size_t num_bytes);
   /// fsync and rename.
   void finish();
@@ -55,7 +59,10 @@ class SafetensorsWriter {
   struct Range {
     uint64_t offset, end;
   };
+  void next_tensor();
+
   AtomicFile file_;
+  uint64_t alignment_;
   std::vector<Range> ranges_;
   size_t current_ = 0;
 };

@@ -1,8 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "core/mapped_file.h"
@@ -22,6 +24,11 @@ struct StoredTensor {
   const std::byte* data() const { return file->data() + offset; }
 };
 
+/// Tensor name -> shard file of a model.safetensors.index.json or pytorch_model.bin.index.json.
+/// Shards are plain file names: no path separators, no leading dot. Errors: kCorrupt.
+std::map<std::string, std::string> parse_weight_index(std::string_view json,
+                                                      const std::string& where);
+
 /// The tensors of a Hugging Face, checkpoint or engine directory, whatever files they lie in:
 /// model.safetensors, model.safetensors.index.json + shards, pytorch_model.bin (zip or legacy
 /// pickle), pytorch_model.bin.index.json + shards. Files are mapped, never read whole; no code in
@@ -29,8 +36,8 @@ struct StoredTensor {
 class TensorSource {
  public:
   /// Prefers safetensors over .bin. Errors: kNotFound when no weights are there; kCorrupt with one
-  /// line naming file, field, offset, got, wanted; kUnsupported for a pickle that needs anything but
-  /// the known globals and opcodes.
+  /// line naming file, field, offset, got, wanted; kUnsupported for a pickle that needs anything
+  /// but the known globals and opcodes.
   static TensorSource open_directory(const std::string& directory);
   /// One file of either form, by its name's ending.
   static TensorSource open_file(const std::string& path);
@@ -45,6 +52,8 @@ class TensorSource {
 
  private:
   TensorSource() = default;
+  static TensorSource open_index(const std::string& directory, const std::string& index_path);
+
   std::vector<std::unique_ptr<MappedFile>> files_;
   std::vector<StoredTensor> tensors_;
 };

@@ -20,11 +20,11 @@ enum class WeightRole : uint8_t {
 
 /// How a tensor is divided among tensor-parallel ranks.
 enum class WeightSplit : uint8_t {
-  kNone,          // every rank has it whole
-  kColumns,       // out_features divided: c_fc; its bias likewise
-  kQkvColumns,    // out_features divided within each of the q, k and v thirds: c_attn; its bias too
-  kRows,          // in_features divided: c_proj, mlp.c_proj
-  kVocabulary,    // rows of wte and lm_head, padded to equal parts
+  kNone,        // every rank has it whole
+  kColumns,     // out_features divided: c_fc; its bias likewise
+  kQkvColumns,  // out_features divided within each of the q, k and v thirds: c_attn; its bias too
+  kRows,        // in_features divided: c_proj, mlp.c_proj
+  kVocabulary,  // rows of wte and lm_head, padded to equal parts
 };
 
 /// One tensor that the architecture needs, under its canonical name: Hugging Face's, without
@@ -33,8 +33,8 @@ struct WeightSpec {
   std::string name;
   WeightRole role = WeightRole::kVector;
   WeightSplit split = WeightSplit::kNone;
-  Shape shape;               // as a Hugging Face checkpoint stores it
-  int64_t in_features = 0;   // matrices only
+  Shape shape;              // as a Hugging Face checkpoint stores it
+  int64_t in_features = 0;  // matrices only
   int64_t out_features = 0;
   LinearLayout stored_layout = LinearLayout::kInOut;  // matrices: kInOut (Conv1D) or kOutIn
 };
@@ -48,18 +48,18 @@ struct ResolvedWeight {
 };
 
 struct ResolvedWeights {
-  std::vector<ResolvedWeight> weights;        // same order as the specs
-  bool has_own_head = false;                  // a stored lm_head that differs from wte, or untied
+  std::vector<ResolvedWeight> weights;  // same order as the specs
+  bool has_own_head = false;            // a stored lm_head that differs from wte, or untied
   bool has_stored_head = false;
-  std::vector<std::string> skipped;           // stored names that hold no weights: causal masks
+  std::vector<std::string> skipped;  // stored names that hold no weights: causal masks
 };
 
 /// Finds every weight under either name form and checks its shape and dtype (f32, f16, bf16, f64).
 /// Stored masks (attn.bias, attn.masked_bias) are skipped. A stored lm_head is compared with wte:
 /// equal bytes count as tied; different bytes are kept, whatever tie_word_embeddings says, with a
 /// warning when it says tied. Untied without a stored lm_head is an error.
-/// Errors: kCorrupt naming the tensor, its shape and the expected one; every missing tensor and every
-/// tensor that has no place in the architecture is named.
+/// Errors: kCorrupt naming the tensor, its shape and the expected one; every missing tensor and
+/// every tensor that has no place in the architecture is named.
 ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConfig& config,
                                      const std::string& where);
 
