@@ -1,0 +1,300 @@
+#include "convert/hf_converter.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <map>
+#include <set>
+#include <span>
+
+#include "convert/byte_size.h"
+#include "convert/convert_values.h"
+#include "convert/model_files.h"
+#include "convert/resumable_file.h"
+#include "core/atomic_file.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/progress.h"
+#include "format/model_dir.h"
+
+namespace caravan {
+
+namespace {
+
+constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of the source
+constexpr const char* kJournalName = "convert.journal";
+
+struct SourceFile {
+  std::string name;
+  uint64_t num_bytes = 0;
+  uint64_t xxh3 = 0;
+};
+
+std::vector<SourceFile> hash_sources(const ResolvedWeights& resolved) {
+  std::set<std::string> paths;
+  for (const ResolvedWeight& weight : resolved.weights) paths.insert(weight.tensor->file->path());
+  uint64_t total = 0;
+  for (const std::string& path : paths) total += std::filesystem::file_size(path);
+  Progress progress("hash the source", total, "B");
+  std::vector<SourceFile> files;
+  for (const std::string& path : paths) {
+    SourceFile file;
+    file.name = std::filesystem::path(path).filename().string();
+    file.num_bytes = std::filesystem::file_size(path);
+    file.xxh3 = hash_file(path);
+    progress.add(file.num_bytes);
+    files.push_back(std::move(file));
+  }
+  return files;
+}
+
+DType stored_dtype(const WeightSpec& spec, DType dtype) {
+  return spec.role == WeightRole::kVector ? DType::kF32 : dtype;
+}
+
+// The dtype to convert to when none was asked for.
+DType natural_dtype(const ResolvedWeights& resolved) {
+  const DType dtype = resolved.weights.front().tensor->dtype;
+  return dtype == DType::kF64 ? DType::kF32 : dtype;
+}
+
+/// Streams one slice of one tensor into the file; returns the XXH3 of the bytes.
+uint64_t write_slice(const ResolvedWeight& weight, const WeightSlice& slice, DType dtype,
+                     ResumableSafetensors& file, Progress& progress) {
+  const StoredTensor& tensor = *weight.tensor;
+  const auto src_size = static_cast<int64_t>(dtype_size(tensor.dtype));
+  const auto dst_size = static_cast<int64_t>(dtype_size(dtype));
+  int64_t columns = 0;
+  for (const auto& [begin, end] : slice.columns) columns += end - begin;
+  const int64_t row_bytes = slice.row_size * src_size;
+  const int64_t rows_at_once = std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(1, row_bytes));
+  std::vector<char> out(static_cast<size_t>(
+      std::min(rows_at_once, std::max<int64_t>(1, slice.row_end - slice.row_begin)) * columns *
+      dst_size));
+  ValueConverter converter(fmt::format("{}: {}", tensor.file->path(), tensor.name), tensor.dtype,
+                           dtype);
+  for (int64_t row = slice.row_begin; row < slice.row_end; row += rows_at_once) {
+    const int64_t num_rows = std::min(rows_at_once, slice.row_end - row);
+    const std::byte* src = tensor.data() + row * row_bytes;
+    if (slice.has_whole_rows()) {
+      converter.convert(src, out.data(), num_rows * columns, row * slice.row_size);
+    } else {
+      char* dst = out.data();
+      for (int64_t r = 0; r < num_rows; ++r) {
+        for (const auto& [begin, end] : slice.columns) {
+          const int64_t first = r * slice.row_size + begin;
+          converter.convert(src + first * src_size, dst, end - begin, row * slice.row_size + first);
+          dst += (end - begin) * dst_size;
+        }
+      }
+    }
+    file.write(out.data(), static_cast<size_t>(num_rows * columns * dst_size));
+    tensor.file->release(tensor.offset + static_cast<uint64_t>(row * row_bytes),
+                         static_cast<uint64_t>(num_rows * row_bytes));
+    progress.add(static_cast<uint64_t>(num_rows * columns * dst_size));
+  }
+  const std::vector<char> zeros(static_cast<size_t>(columns * dst_size), '\0');
+  for (int64_t r = 0; r < slice.zero_rows; ++r) file.write(zeros.data(), zeros.size());
+  converter.finish();
+  return file.end_tensor();
+}
+
+boost::json::object caravan_object(const ConvertOptions& options, const ResolvedWeights& resolved,
+                                   DType dtype, const std::vector<SourceFile>& sources) {
+  boost::json::array files;
+  for (const SourceFile& file : sources) {
+    files.push_back(
+        {{"name", file.name}, {"bytes", file.num_bytes}, {"xxh3", checksum_text(file.xxh3)}});
+  }
+  boost::json::object result = {{"kind", "checkpoint"},
+                                {"format_version", kModelDirFormatVersion},
+                                {"tensor_parallel", options.tensor_parallel},
+                                {"has_own_head", resolved.has_own_head},
+                                {"dtype", dtype_name(dtype)},
+                                {"source", std::move(files)}};
+  if (options.tensor_parallel > 1) {
+    const WeightSlice slice =
+        weight_slice(resolved.weights.front().spec, 0, options.tensor_parallel);
+    result["vocab_rows_per_rank"] = slice.shape[0];
+  }
+  return result;
+}
+
+uint64_t journal_key(const boost::json::object& config) {
+  const std::string text = boost::json::serialize(config);
+  return xxh3(std::as_bytes(std::span(text.data(), text.size())));
+}
+
+class Conversion {
+ public:
+  Conversion(const ConvertOptions& options, const ModelDir& dir, const TensorSource& source)
+      : options_(options),
+        resolved_(resolve_gpt2_weights(source, dir.config, options.input)),
+        dtype_(options.dtype.value_or(natural_dtype(resolved_))) {
+    CARAVAN_CHECK(dtype_ == DType::kF32 || dtype_ == DType::kF16 || dtype_ == DType::kBF16,
+                  "--dtype: got {}, wanted float16, bfloat16 or float32", dtype_name(dtype_));
+    config_ = source_config_json(options.input, dtype_);
+  }
+
+  ConvertResult run(const std::string& work_path) {
+    config_["caravan"] = caravan_object(options_, resolved_, dtype_, hash_sources(resolved_));
+    if (options_.restart) clear_directory(work_path);
+    ConvertResult result;
+    result.dtype = dtype_;
+    result.has_own_head = resolved_.has_own_head;
+    result.skipped = resolved_.skipped;
+    ConvertJournal journal(work_path + "/" + kJournalName, journal_key(config_));
+    uint64_t total = 0;
+    for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
+      for (const auto& spec : rank_specs(rank)) {
+        total += static_cast<uint64_t>(spec.shape.num_elements()) * dtype_size(spec.dtype);
+      }
+    }
+    Progress progress("convert", total, "B");
+    for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
+      convert_rank(rank, work_path, journal, progress, result);
+    }
+    progress.finish();
+    result.copied_files = copy_side_files(options_.input, work_path);
+    write_json_file(work_path + "/config.json", config_);
+    remove_leftovers(work_path, result.copied_files);
+    return result;
+  }
+
+ private:
+  std::vector<SafetensorsWriter::Spec> rank_specs(int rank) const {
+    std::vector<SafetensorsWriter::Spec> specs;
+    for (const ResolvedWeight& weight : resolved_.weights) {
+      specs.push_back({weight.spec.name, stored_dtype(weight.spec, dtype_),
+                       weight_slice(weight.spec, rank, options_.tensor_parallel).shape});
+    }
+    return specs;
+  }
+
+  void convert_rank(int rank, const std::string& work_path, ConvertJournal& journal,
+                    Progress& progress, ConvertResult& result) const {
+    const auto specs = rank_specs(rank);
+    ResumableSafetensors file(fmt::format("{}/rank{}.safetensors", work_path, rank), specs,
+                              {{"format", "pt"}, {"rank", std::to_string(rank)}});
+    const size_t num_kept = file.resume(journal.finished(rank));
+    journal.keep(rank, num_kept);
+    for (size_t i = 0; i < num_kept; ++i) progress.add(file.tensor_bytes(i));
+    for (size_t i = num_kept; i < specs.size(); ++i) {
+      const ResolvedWeight& weight = resolved_.weights[i];
+      const WeightSlice slice = weight_slice(weight.spec, rank, options_.tensor_parallel);
+      journal.record(rank, i, write_slice(weight, slice, specs[i].dtype, file, progress));
+    }
+    file.finish();
+    result.num_tensors += static_cast<int64_t>(specs.size());
+    result.num_resumed += static_cast<int64_t>(num_kept);
+    result.num_bytes += static_cast<int64_t>(file.num_bytes());
+  }
+
+  // Everything that does not belong to the result: the journal, temporary files of a killed run.
+  void remove_leftovers(const std::string& work_path,
+                        const std::vector<std::string>& copied_files) const {
+    std::set<std::string> wanted(copied_files.begin(), copied_files.end());
+    wanted.insert("config.json");
+    for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
+      wanted.insert(fmt::format("rank{}.safetensors", rank));
+    }
+    std::vector<std::filesystem::path> unwanted;
+    for (const auto& entry : std::filesystem::directory_iterator(work_path)) {
+      if (!wanted.contains(entry.path().filename().string())) unwanted.push_back(entry.path());
+    }
+    for (const auto& path : unwanted) std::filesystem::remove_all(path);
+  }
+
+  const ConvertOptions& options_;
+  ResolvedWeights resolved_;
+  DType dtype_;
+  boost::json::object config_;
+};
+
+}  // namespace
+
+WeightSlice weight_slice(const WeightSpec& spec, int rank, int tensor_parallel) {
+  const bool is_vector = spec.shape.rank() == 1;
+  WeightSlice slice;
+  const int64_t rows = is_vector ? 1 : spec.shape[0];
+  slice.row_size = is_vector ? spec.shape[0] : spec.shape[1];
+  slice.row_end = rows;
+  slice.columns = {{0, slice.row_size}};
+  const auto part_of = [&](int64_t size, const char* what) {
+    CARAVAN_CHECK(size % tensor_parallel == 0, "{}: {} {} does not divide by {} ranks", spec.name,
+                  size, what, tensor_parallel);
+    return size / tensor_parallel;
+  };
+  switch (spec.split) {
+    case WeightSplit::kNone:
+      break;
+    case WeightSplit::kColumns: {
+      const int64_t part = part_of(slice.row_size, "columns");
+      slice.columns = {{rank * part, (rank + 1) * part}};
+      break;
+    }
+    case WeightSplit::kQkvColumns: {
+      CARAVAN_CHECK(slice.row_size % 3 == 0, "{}: {} columns do not divide into q, k and v",
+                    spec.name, slice.row_size);
+      const int64_t third = slice.row_size / 3;
+      const int64_t part = part_of(third, "columns of q");
+      slice.columns.clear();
+      for (int64_t i = 0; i < 3; ++i) {
+        slice.columns.emplace_back(i * third + rank * part, i * third + (rank + 1) * part);
+      }
+      if (tensor_parallel == 1) slice.columns = {{0, slice.row_size}};
+      break;
+    }
+    case WeightSplit::kRows: {
+      const int64_t part = part_of(rows, "rows");
+      slice.row_begin = rank * part;
+      slice.row_end = slice.row_begin + part;
+      break;
+    }
+    case WeightSplit::kVocabulary: {
+      const int64_t part = ceil_div(rows, tensor_parallel);
+      slice.row_begin = std::min(rows, rank * part);
+      slice.row_end = std::min(rows, slice.row_begin + part);
+      slice.zero_rows = part - (slice.row_end - slice.row_begin);
+      break;
+    }
+  }
+  int64_t columns = 0;
+  for (const auto& [begin, end] : slice.columns) columns += end - begin;
+  slice.shape = is_vector ? Shape{columns}
+                          : Shape{slice.row_end - slice.row_begin + slice.zero_rows, columns};
+  return slice;
+}
+
+void check_tensor_parallel(const ModelConfig& config, int tensor_parallel) {
+  CARAVAN_CHECK(tensor_parallel >= 1 && tensor_parallel <= 64,
+                "--tensor-parallel: got {}, wanted 1 to 64", tensor_parallel);
+  const auto check = [&](int64_t size, const char* field) {
+    CARAVAN_CHECK(size % tensor_parallel == 0,
+                  "--tensor-parallel {}: {} {} of the model does not divide by it", tensor_parallel,
+                  field, size);
+  };
+  check(config.num_heads, "n_head");
+  check(config.hidden_size, "n_embd");
+  check(config.ffn_size, "n_inner");
+}
+
+ConvertResult convert_checkpoint(const ConvertOptions& options) {
+  const ModelDir dir = open_model_dir(options.input);
+  CARAVAN_CHECK(dir.kind == ModelDirKind::kHuggingFace,
+                "--model: {} is not a Hugging Face directory but one that caravan wrote",
+                options.input);
+  check_tensor_parallel(dir.config, options.tensor_parallel);
+  const TensorSource source = TensorSource::open_directory(options.input);
+  Conversion conversion(options, dir, source);
+  AtomicDirectory directory(options.output, options.replace);
+  try {
+    const ConvertResult result = conversion.run(directory.work_path());
+    directory.commit();
+    return result;
+  } catch (...) {
+    directory.discard();
+    throw;
+  }
+}
+
+}  // namespace caravan

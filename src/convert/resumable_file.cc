@@ -1,0 +1,249 @@
+#include "convert/resumable_file.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <boost/json.hpp>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <span>
+#include <sstream>
+
+#include "core/error.h"
+#include "core/mapped_file.h"
+
+namespace caravan {
+
+namespace {
+
+constexpr size_t kReadBytes = size_t{4} << 20;
+constexpr size_t kMaxJournalBytes = size_t{64} << 20;
+
+const char* safetensors_name(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return "F32";
+    case DType::kF16:
+      return "F16";
+    case DType::kBF16:
+      return "BF16";
+    default:
+      CARAVAN_FAIL(kUnsupported, "a checkpoint cannot hold {}", dtype_name(dtype));
+  }
+}
+
+int open_file(const std::string& path, int flags) {
+  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
+  CARAVAN_CHECK_CODE(fd >= 0, kIo, "{}: cannot open: {}", path, std::strerror(errno));
+  return fd;
+}
+
+void write_all(int fd, const std::string& path, uint64_t offset, const void* data,
+               size_t num_bytes) {
+  const char* bytes = static_cast<const char*>(data);
+  while (num_bytes > 0) {
+    const ssize_t n = ::pwrite(fd, bytes, num_bytes, static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    CARAVAN_CHECK_CODE(n >= 0, kIo, "{}: write failed at offset {}: {}", path, offset,
+                       std::strerror(errno));
+    bytes += n;
+    offset += static_cast<uint64_t>(n);
+    num_bytes -= static_cast<size_t>(n);
+  }
+}
+
+std::string journal_line(int rank, size_t tensor, uint64_t hash) {
+  return fmt::format("{} {} {}\n", rank, tensor, checksum_text(hash));
+}
+
+// Fewer bytes at the end of the file.
+size_t read_some(int fd, const std::string& path, uint64_t offset, void* data, size_t num_bytes) {
+  size_t done = 0;
+  while (done < num_bytes) {
+    const ssize_t n = ::pread(fd, static_cast<char*>(data) + done, num_bytes - done,
+                              static_cast<off_t>(offset + done));
+    if (n < 0 && errno == EINTR) continue;
+    CARAVAN_CHECK_CODE(n >= 0, kIo, "{}: read failed at offset {}: {}", path, offset + done,
+                       std::strerror(errno));
+    if (n == 0) break;
+    done += static_cast<size_t>(n);
+  }
+  return done;
+}
+
+}  // namespace
+
+ResumableSafetensors::ResumableSafetensors(const std::string& path,
+                                           const std::vector<SafetensorsWriter::Spec>& tensors,
+                                           const std::map<std::string, std::string>& metadata)
+    : path_(path) {
+  boost::json::object header;
+  boost::json::object pairs;
+  for (const auto& [key, value] : metadata) pairs[key] = value;
+  header["__metadata__"] = std::move(pairs);
+  int64_t offset = 0;
+  for (const auto& tensor : tensors) {
+    const int64_t num_bytes = checked_mul(
+        tensor.shape.num_elements(), static_cast<int64_t>(dtype_size(tensor.dtype)), tensor.name);
+    const int64_t end = checked_add(offset, num_bytes, tensor.name);
+    boost::json::array sizes;
+    for (int i = 0; i < tensor.shape.rank(); ++i) sizes.push_back(tensor.shape[i]);
+    header[tensor.name] = {{"dtype", safetensors_name(tensor.dtype)},
+                           {"shape", std::move(sizes)},
+                           {"data_offsets", boost::json::array{offset, end}}};
+    ends_.push_back(static_cast<uint64_t>(end));
+    offset = end;
+  }
+  std::string json = boost::json::serialize(header);
+  json.resize((json.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = json.size();
+  header_.assign(reinterpret_cast<const char*>(&length), sizeof(length));
+  header_ += json;
+  for (uint64_t& end : ends_) end += header_.size();
+  hash_.emplace();
+  fd_ = open_file(path_, O_RDWR | O_CREAT);
+}
+
+ResumableSafetensors::~ResumableSafetensors() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+bool ResumableSafetensors::matches(uint64_t begin, uint64_t end, uint64_t hash) const {
+  std::vector<char> buffer(static_cast<size_t>(std::min<uint64_t>(kReadBytes, end - begin)));
+  Xxh3 state;
+  for (uint64_t at = begin; at < end;) {
+    const auto want = static_cast<size_t>(std::min<uint64_t>(kReadBytes, end - at));
+    if (read_some(fd_, path_, at, buffer.data(), want) != want) return false;
+    state.update(std::as_bytes(std::span(buffer.data(), want)));
+    at += want;
+  }
+  return state.digest() == hash;
+}
+
+size_t ResumableSafetensors::resume(const std::vector<uint64_t>& hashes) {
+  std::string found(header_.size(), '\0');
+  const bool has_header =
+      read_some(fd_, path_, 0, found.data(), found.size()) == found.size() && found == header_;
+  if (has_header) {
+    while (current_ < std::min(hashes.size(), ends_.size()) &&
+           matches(begin_of(current_), ends_[current_], hashes[current_])) {
+      ++current_;
+    }
+  } else {
+    write_all(fd_, path_, 0, header_.data(), header_.size());
+  }
+  offset_ = begin_of(current_);
+  CARAVAN_CHECK_CODE(::ftruncate(fd_, static_cast<off_t>(offset_)) == 0, kIo,
+                     "{}: cannot cut to {} bytes: {}", path_, offset_, std::strerror(errno));
+  return current_;
+}
+
+void ResumableSafetensors::write(const void* data, size_t num_bytes) {
+  CARAVAN_CHECK_CODE(current_ < ends_.size() && num_bytes <= ends_[current_] - offset_, kInternal,
+                     "{}: tensor {}: more bytes than its shape has", path_, current_);
+  write_all(fd_, path_, offset_, data, num_bytes);
+  hash_->update({static_cast<const std::byte*>(data), num_bytes});
+  offset_ += num_bytes;
+}
+
+uint64_t ResumableSafetensors::end_tensor() {
+  CARAVAN_CHECK_CODE(current_ < ends_.size() && offset_ == ends_[current_], kInternal,
+                     "{}: tensor {}: {} bytes written, not the size of its shape", path_, current_,
+                     offset_ - begin_of(current_));
+  ++current_;
+  const uint64_t digest = hash_->digest();
+  hash_.emplace();
+  return digest;
+}
+
+void ResumableSafetensors::finish() {
+  CARAVAN_CHECK_CODE(current_ == ends_.size(), kInternal, "{}: {} of {} tensors written", path_,
+                     current_, ends_.size());
+  CARAVAN_CHECK_CODE(::fsync(fd_) == 0, kIo, "{}: fsync failed: {}", path_, std::strerror(errno));
+}
+
+ConvertJournal::ConvertJournal(const std::string& path, uint64_t key)
+    : path_(path), first_line_(fmt::format("caravan convert journal 1 {}", checksum_text(key))) {
+  fd_ = open_file(path_, O_RDWR | O_CREAT | O_APPEND);
+  std::istringstream text(read_text_file(path_, kMaxJournalBytes));
+  std::string line;
+  // A line counts only with its newline: getline() then has not met the end of the text.
+  const auto next = [&] { return static_cast<bool>(std::getline(text, line)) && !text.eof(); };
+  if (next() && line == first_line_) {
+    int rank = 0;
+    size_t tensor = 0;
+    unsigned long long hash = 0;
+    while (next() && std::sscanf(line.c_str(), "%d %zu %16llx", &rank, &tensor, &hash) == 3 &&
+           tensor == finished_[rank].size()) {
+      finished_[rank].push_back(hash);
+    }
+  }
+  rewrite();
+}
+
+ConvertJournal::~ConvertJournal() {
+  if (fd_ >= 0) ::close(fd_);
+}
+
+void ConvertJournal::append(const std::string& text) {
+  // One write(): a kill leaves the whole text or none of it; what a crash of the machine tears is
+  // found by the hashes.
+  const ssize_t n = ::write(fd_, text.data(), text.size());
+  CARAVAN_CHECK_CODE(n == static_cast<ssize_t>(text.size()), kIo, "{}: write failed: {}", path_,
+                     n < 0 ? std::strerror(errno) : "only a part was written");
+}
+
+void ConvertJournal::rewrite() {
+  CARAVAN_CHECK_CODE(::ftruncate(fd_, 0) == 0, kIo, "{}: cannot empty it: {}", path_,
+                     std::strerror(errno));
+  std::string text = first_line_ + "\n";
+  for (const auto& [rank, hashes] : finished_) {
+    for (size_t i = 0; i < hashes.size(); ++i) text += journal_line(rank, i, hashes[i]);
+  }
+  append(text);
+}
+
+std::vector<uint64_t> ConvertJournal::finished(int rank) const {
+  const auto found = finished_.find(rank);
+  return found == finished_.end() ? std::vector<uint64_t>() : found->second;
+}
+
+void ConvertJournal::record(int rank, size_t tensor, uint64_t hash) {
+  append(journal_line(rank, tensor, hash));
+  finished_[rank].push_back(hash);
+}
+
+void ConvertJournal::keep(int rank, size_t num_tensors) {
+  if (finished(rank).size() <= num_tensors) return;
+  finished_[rank].resize(num_tensors);
+  rewrite();
+}
+
+void ConvertJournal::remove() {
+  CARAVAN_CHECK_CODE(::unlink(path_.c_str()) == 0, kIo, "{}: cannot remove: {}", path_,
+                     std::strerror(errno));
+}
+
+uint64_t hash_file(const std::string& path) {
+  const int fd = open_file(path, O_RDONLY);
+  std::vector<char> buffer(kReadBytes);
+  Xxh3 state;
+  try {
+    for (uint64_t offset = 0;;) {
+      const size_t n = read_some(fd, path, offset, buffer.data(), buffer.size());
+      state.update(std::as_bytes(std::span(buffer.data(), n)));
+      offset += n;
+      if (n < buffer.size()) break;
+    }
+  } catch (...) {
+    ::close(fd);
+    throw;
+  }
+  ::close(fd);
+  return state.digest();
+}
+
+}  // namespace caravan
