@@ -1,10 +1,11 @@
 #pragma once
 
-#include <boost/json.hpp>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include "core/json.h"
 
 namespace caravan {
 
