@@ -2,19 +2,34 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace caravan {
 
+/// Contents of a tokenizer's files, each of them as it is on disk, or absent.
+struct TokenizerFiles {
+  std::string directory;  // for messages: "<directory>/vocab.json: ..."
+  std::optional<std::string> tokenizer_json;
+  std::optional<std::string> vocab_json;
+  std::optional<std::string> merges_txt;
+  std::optional<std::string> added_tokens_json;
+  std::optional<std::string> special_tokens_map_json;
+  std::optional<std::string> tokenizer_config_json;
+};
+
 /// GPT-2 byte-level BPE. Immutable after loading; every method is thread safe.
 class Tokenizer {
  public:
-  /// Reads tokenizer.json, or else vocab.json + merges.txt + added_tokens.json (+ special_tokens_map.json,
-  /// tokenizer_config.json). Errors: kNotFound when neither form is there; kCorrupt and kUnsupported
-  /// with one line naming the file, the place, what was found and what was expected.
+  /// Reads tokenizer.json, or else vocab.json + merges.txt (+ added_tokens.json and
+  /// special_tokens_map.json); of tokenizer_config.json what changes ids. Files of at most 64 MiB.
+  /// Errors: kNotFound when neither form is there; kCorrupt and kUnsupported with one line naming
+  /// the file, the place, what was found and what was expected.
   static Tokenizer from_directory(const std::string& directory);
+  /// The same from memory.
+  static Tokenizer from_files(const TokenizerFiles& files);
 
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
@@ -24,7 +39,9 @@ class Tokenizer {
     /// false: text that looks like a special or added token ("<|endoftext|>") is ordinary text.
     bool parse_special = false;
   };
-  /// Any bytes; invalid UTF-8 is encoded byte by byte, so that decode(encode(t)) == t always.
+  /// Any bytes; ill-formed UTF-8 is encoded byte by byte, so that decode(encode(t)) == t, unless
+  /// the tokenizer adds a space before the text (add_prefix_space) or an added token takes the
+  /// space around it (lstrip, rstrip). Time: n log n for n bytes, whatever they are.
   std::vector<int32_t> encode(std::string_view text, EncodeOptions options) const;
   std::vector<int32_t> encode(std::string_view text) const { return encode(text, EncodeOptions()); }
 
@@ -41,7 +58,7 @@ class Tokenizer {
   bool is_special(int32_t id) const;
   /// Largest id + 1, added tokens included.
   int32_t vocab_size() const;
-  /// Id of a token by its content ("<|endoftext|>"), or -1.
+  /// Id of a token by its bytes (" the", "<|endoftext|>"), or -1.
   int32_t token_id(std::string_view content) const;
 
  private:
