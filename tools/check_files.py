@@ -10,7 +10,8 @@ Reports one line for each finding and exits 1 when there is any:
   - a marker of unfinished work or of an unresolved merge;
   - a script that starts with #! but is not executable, or the reverse;
   - a relative link in a Markdown file that leads nowhere;
-  - a file below tests/data/ that tests/data/README.md does not name, with its origin and licence.
+  - a file below tests/data/ or tests/goldens/ that the README.md there does not name: each has a row
+    with its origin and licence.
 """
 
 import os
@@ -30,7 +31,7 @@ TEXT_SUFFIXES = CODE_SUFFIXES + (".md", ".txt", ".yml", ".yaml")
 # Split, so that this file does not find itself.
 UNFINISHED = re.compile(r"\b(" + "TO" + "DO|FIX" + "ME|X" + r"XX)\b|^(<{7}|>{7}) ", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
-DATA_README = "tests/data/README.md"
+DATA_FOLDERS = ("tests/data/", "tests/goldens/")
 
 
 def list_files(root):
@@ -49,7 +50,7 @@ def is_text(name):
 
 
 def check_text(name, text):
-    is_data = name.startswith(("tests/data/", "models/"))
+    is_data = name.startswith((*DATA_FOLDERS, "models/")) and not name.endswith("README.md")
     if not is_data:
         if "\r" in text:
             yield f"{name}: carriage return"
@@ -81,17 +82,17 @@ def check_links(root, name, text):
             yield f"{name}: link to {target}, which is not there"
 
 
-def check_data_readme(root, names):
-    """A file counts as named when its path below tests/data/, or a folder above it, is in the README."""
-    data = [name.removeprefix("tests/data/") for name in names if name.startswith("tests/data/")]
+def check_data_readme(root, names, folder):
+    """A file counts as named when its path below `folder`, or a folder above it, is in the README."""
+    data = [name.removeprefix(folder) for name in names if name.startswith(folder)]
     if not data:
         return
-    readme = root / DATA_README
+    readme = root / folder / "README.md"
     named = readme.read_text() if readme.exists() else ""
     for name in data:
         parents = [parent.as_posix() + "/" for parent in pathlib.PurePosixPath(name).parents][:-1]
         if name != "README.md" and not any(f"`{known}`" in named for known in [name, *parents]):
-            yield f"tests/data/{name}: {DATA_README} does not say where it comes from"
+            yield f"{folder}{name}: {folder}README.md does not say where it comes from"
 
 
 def check(root):
@@ -111,7 +112,8 @@ def check(root):
             findings += check_text(name, text)
             if name.endswith(".md"):
                 findings += check_links(root, name, text)
-    findings += check_data_readme(root, names)
+    for folder in DATA_FOLDERS:
+        findings += check_data_readme(root, names, folder)
     return findings, len(names), num_bytes
 
 
