@@ -1,0 +1,10 @@
+#include "kernels/cpu/isa_kernels.h"
+// The vector type comes first: the templates below are instantiated with it.
+#include "kernels/cpu/simd_avx2.inl"
+#include "kernels/cpu/vector_kernels.h"
+
+namespace caravan {
+
+const CpuKernels& avx2_kernels() { return cpu::kVectorKernels<cpu::F32x16>; }
+
+}  // namespace caravan

@@ -1,0 +1,183 @@
+// F32x16 on AVX2, FMA and F16C: two ymm registers. For kernels_avx2.cc only, which is compiled for
+// AVX2; everything here has internal linkage, so no other program part can link it.
+
+#include <immintrin.h>
+
+#include "kernels/cpu/element_types.h"
+
+namespace caravan::cpu {
+namespace {
+
+/// Sixteen float lanes. Every operation gives the same bits as the AVX-512 version.
+struct F32x16 {
+  __m256 lo;
+  __m256 hi;
+
+  // Accumulator tile of the GEMM micro-kernel: 6 rows x 1 vector are 12 of the 16 registers.
+  static constexpr int kTileRows = 6;
+  static constexpr int kTileVecs = 1;
+  // Queries that share one load of K or V in attention.
+  static constexpr int kQueryRows = 6;
+
+  static F32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+  static F32x16 broadcast(float x) {
+    const __m256 all = _mm256_set1_ps(x);
+    return {all, all};
+  }
+
+  static F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+  static F32x16 load(const Half* p) {
+    const __m128i* from = reinterpret_cast<const __m128i*>(p);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(from)), _mm256_cvtph_ps(_mm_loadu_si128(from + 1))};
+  }
+  static F32x16 load(const BFloat16* p) {
+    const __m128i* from = reinterpret_cast<const __m128i*>(p);
+    return {widen(_mm_loadu_si128(from)), widen(_mm_loadu_si128(from + 1))};
+  }
+  /// Lanes from `count` on are zero and their memory is not touched. 0 <= count <= 16.
+  static F32x16 load(const float* p, int count) {
+    return {_mm256_maskload_ps(p, lane_mask(count)),
+            count > 8 ? _mm256_maskload_ps(p + 8, lane_mask(count - 8)) : _mm256_setzero_ps()};
+  }
+  template <typename T>
+  static F32x16 load(const T* p, int count) {
+    T lanes[16] = {};
+    __builtin_memcpy(lanes, p, static_cast<unsigned>(count) * sizeof(T));
+    return load(lanes);
+  }
+  /// p: [16][2]. even gets p[.][0], odd p[.][1].
+  static void load_pairs(const BFloat16* p, F32x16& even, F32x16& odd) {
+    const __m256i* from = reinterpret_cast<const __m256i*>(p);
+    const __m256i low = _mm256_loadu_si256(from);
+    const __m256i high = _mm256_loadu_si256(from + 1);
+    const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    even.lo = _mm256_castsi256_ps(_mm256_slli_epi32(low, 16));
+    even.hi = _mm256_castsi256_ps(_mm256_slli_epi32(high, 16));
+    odd.lo = _mm256_castsi256_ps(_mm256_and_si256(low, upper));
+    odd.hi = _mm256_castsi256_ps(_mm256_and_si256(high, upper));
+  }
+
+  void store(float* p) const {
+    _mm256_storeu_ps(p, lo);
+    _mm256_storeu_ps(p + 8, hi);
+  }
+  void store(Half* p) const {
+    __m128i* to = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(to, _mm256_cvtps_ph(lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128(to + 1, _mm256_cvtps_ph(hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  void store(BFloat16* p) const {
+    __m128i* to = reinterpret_cast<__m128i*>(p);
+    _mm_storeu_si128(to, narrow(lo));
+    _mm_storeu_si128(to + 1, narrow(hi));
+  }
+  void store(float* p, int count) const {
+    _mm256_maskstore_ps(p, lane_mask(count), lo);
+    if (count > 8) _mm256_maskstore_ps(p + 8, lane_mask(count - 8), hi);
+  }
+  template <typename T>
+  void store(T* p, int count) const {
+    T lanes[16];
+    store(lanes);
+    __builtin_memcpy(p, lanes, static_cast<unsigned>(count) * sizeof(T));
+  }
+
+  friend F32x16 operator+(F32x16 a, F32x16 b) {
+    return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+  }
+  friend F32x16 operator-(F32x16 a, F32x16 b) {
+    return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+  }
+  friend F32x16 operator*(F32x16 a, F32x16 b) {
+    return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+  }
+  friend F32x16 operator/(F32x16 a, F32x16 b) {
+    return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+  }
+  /// a * b + c with one rounding.
+  friend F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+  }
+  /// c - a * b with one rounding.
+  friend F32x16 fnma(F32x16 a, F32x16 b, F32x16 c) {
+    return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
+  }
+  /// b where either operand is NaN.
+  friend F32x16 max(F32x16 a, F32x16 b) {
+    return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+  }
+  friend F32x16 min(F32x16 a, F32x16 b) {
+    return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)};
+  }
+  friend F32x16 round_even(F32x16 a) {
+    return {_mm256_round_ps(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+            _mm256_round_ps(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+  }
+  /// a * 2^n for whole n, by adding to the exponent: the result must be a normal number.
+  friend F32x16 scale_by_pow2(F32x16 a, F32x16 n) {
+    return {scale_half(a.lo, n.lo), scale_half(a.hi, n.hi)};
+  }
+  friend F32x16 absolute(F32x16 a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+  }
+  /// |a| with the sign of b.
+  friend F32x16 copy_sign(F32x16 a, F32x16 b) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_or_ps(_mm256_andnot_ps(sign, a.lo), _mm256_and_ps(sign, b.lo)),
+            _mm256_or_ps(_mm256_andnot_ps(sign, a.hi), _mm256_and_ps(sign, b.hi))};
+  }
+  /// x < y ? a : b, lane by lane; b where x or y is NaN.
+  friend F32x16 select_less(F32x16 x, F32x16 y, F32x16 a, F32x16 b) {
+    return {_mm256_blendv_ps(b.lo, a.lo, _mm256_cmp_ps(x.lo, y.lo, _CMP_LT_OQ)),
+            _mm256_blendv_ps(b.hi, a.hi, _mm256_cmp_ps(x.hi, y.hi, _CMP_LT_OQ))};
+  }
+  /// Lanes below count from a, the others from b.
+  friend F32x16 first_lanes(int count, F32x16 a, F32x16 b) {
+    return {_mm256_blendv_ps(b.lo, a.lo, _mm256_castsi256_ps(lane_mask(count))),
+            _mm256_blendv_ps(b.hi, a.hi, _mm256_castsi256_ps(lane_mask(count - 8)))};
+  }
+
+  /// Sum of the lanes: halves added together, 16 -> 8 -> 4 -> 2 -> 1.
+  float sum() const {
+    const __m256 eight = _mm256_add_ps(lo, hi);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+  /// Largest lane, by the same tree.
+  float largest() const {
+    const __m256 eight = _mm256_max_ps(lo, hi);
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+  }
+
+ private:
+  // Lanes below count have all bits set; count may be negative or above 8.
+  static __m256i lane_mask(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static __m256 scale_half(__m256 a, __m256 n) {
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(a), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
+  }
+  static __m256 widen(__m128i bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  // Round to nearest even by integer arithmetic; a NaN keeps its upper bits and becomes quiet.
+  static __m128i narrow(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i rounded =
+        _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i chosen =
+        _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
+    const __m256i upper = _mm256_srli_epi32(chosen, 16);
+    return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+  }
+};
+
+}  // namespace
+}  // namespace caravan::cpu
