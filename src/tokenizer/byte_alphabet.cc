@@ -38,7 +38,10 @@ static_assert(kAlphabet.bytes[kAlphabetEnd - 1] == 0xAD);
 
 std::optional<uint32_t> append_token_bytes(std::string_view written, std::string& out) {
   for (size_t position = 0; position < written.size();) {
-    const Utf8Char c = decode_utf8(written, position);
+    // Most characters are ASCII: no decoder for them, loading a vocabulary is full of them.
+    const auto first = static_cast<uint8_t>(written[position]);
+    const Utf8Char c =
+        first < 0x80 ? Utf8Char{first, 1, Utf8Char::State::kValid} : decode_utf8(written, position);
     if (c.code_point >= kAlphabetEnd || kAlphabet.bytes[c.code_point] < 0) return c.code_point;
     out.push_back(static_cast<char>(kAlphabet.bytes[c.code_point]));
     position += c.num_bytes;
