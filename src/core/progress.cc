@@ -12,6 +12,9 @@ namespace caravan {
 
 namespace {
 
+// A job that is over sooner shows nothing.
+constexpr std::chrono::seconds kQuickJob{1};
+
 std::string amount(double value, const std::string& unit) {
   if (unit == "B") return fmt::format("{:.2f} GB", value / 1e9);
   return fmt::format("{:.0f} {}", value, unit);
@@ -34,6 +37,7 @@ void Progress::add(uint64_t n) {
   done_ = std::min(done_ + n, total_);
   if (is_silent_) return;
   const auto now = std::chrono::steady_clock::now();
+  if (now - start_ < kQuickJob) return;
   const int tenth = static_cast<int>(10 * done_ / total_);
   if (is_terminal_ ? now - last_draw_ >= std::chrono::milliseconds(100) : tenth > last_tenth_) {
     last_draw_ = now;
@@ -45,7 +49,7 @@ void Progress::add(uint64_t n) {
 void Progress::finish() {
   if (finished_) return;
   finished_ = true;
-  if (!is_silent_ && is_terminal_) draw(true);
+  if (!is_silent_ && is_terminal_ && last_draw_ != start_) draw(true);
 }
 
 void Progress::draw(bool final) {

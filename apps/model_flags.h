@@ -1,0 +1,37 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "backend/create_backend.h"
+#include "caravan/llm.h"
+#include "engine/model_runner.h"
+#include "format/model_dir.h"
+
+namespace caravan {
+
+/// The flags of every command that loads a model: --model --dtype --kv-cache-dtype --device
+/// --cpu-isa --threads --memory.
+struct ModelFlags {
+  std::string model;
+  std::string dtype = "auto";
+  std::string kv_cache_dtype = "auto";
+  std::string device = "cpu";
+  std::string cpu_isa = "auto";
+  int num_threads = 0;
+  std::string memory = "auto";
+
+  void add_to(CLI::App& command, bool is_model_required = true);
+  BackendOptions backend() const {
+    return {.device = device, .cpu_isa = cpu_isa, .num_threads = num_threads};
+  }
+};
+
+/// Refuses, before anything large is allocated, what does not fit in memory, with the figures of
+/// `caravan plan`. Errors: kOutOfMemory.
+void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunnerOptions& options);
+
+/// "auto" -> unset. Errors: kInvalidArgument.
+std::optional<DType> dtype_flag(const std::string& text, const char* flag);
+
+}  // namespace caravan

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "caravan/sampling_params.h"
+
+namespace caravan {
+
+/// What to open and how large. Lengths are tokens.
+struct LlmOptions {
+  std::string model;           // Hugging Face, checkpoint or engine directory
+  std::string dtype = "auto";  // auto, float32, float16, bfloat16: weights as computed with
+  std::string kv_cache_dtype = "auto";  // auto: the weights' dtype
+  std::string device = "cpu";
+  std::string cpu_isa = "auto";  // auto, amx, avx512, avx2, reference
+  int num_threads = 0;           // 0: one for each core
+  int64_t max_batch_size = 8;    // sequences that run at once
+  int64_t max_seq_len = 0;  // prompt + output of one sequence; 0: the model's or engine's limit
+  int64_t max_num_batched_tokens = 512;  // tokens of one step; longer prompts go in chunks
+};
+
+enum class FinishReason { kNone, kStop, kLength };  // kStop: end of text or a stop string
+
+/// Milliseconds are wall time.
+struct RequestTimings {
+  int64_t num_prompt_tokens = 0;
+  int64_t num_output_tokens = 0;
+  double queue_ms = 0;    // from generate() to the first step with this prompt
+  double prefill_ms = 0;  // from there to the first token
+  double decode_ms = 0;   // from the first token to the last
+};
+
+struct Completion {
+  std::vector<int32_t> prompt_ids;
+  std::vector<int32_t> output_ids;  // the end-of-text token included when it ended the output
+  std::string text;                 // valid UTF-8; special tokens and the stop string left out
+  FinishReason finish_reason = FinishReason::kNone;
+  RequestTimings timings;
+};
+
+/// A loaded model that completes prompts. Not thread safe: one call at a time.
+/// Every member function throws std::runtime_error (caravan::Error inside the library) with a
+/// one-line message that says what was found, what was expected and what to do.
+class Llm {
+ public:
+  static Llm open(const LlmOptions& options);
+  Llm(Llm&&) noexcept;
+  Llm& operator=(Llm&&) noexcept;
+  ~Llm();
+
+  std::vector<int32_t> encode(std::string_view text) const;
+  std::string decode(const std::vector<int32_t>& ids) const;
+
+  /// Text of prompt `index` that became complete; called in order, whole UTF-8 characters only.
+  using OnText = std::function<void(size_t index, std::string_view text)>;
+
+  /// Completes all prompts, as many at once as fit. params: one for all, or one a prompt.
+  std::vector<Completion> generate(const std::vector<std::vector<int32_t>>& prompts,
+                                   const std::vector<SamplingParams>& params,
+                                   const OnText& on_text = nullptr);
+  Completion generate(std::string_view prompt, const SamplingParams& params,
+                      const OnText& on_text = nullptr);
+
+  int64_t vocab_size() const;
+  int64_t max_seq_len() const;
+  /// For people: "cpu (avx512, 2 threads), float16 weights".
+  std::string description() const;
+  /// Bytes that one decode step reads: weights, and the cache for each token of context.
+  int64_t weight_bytes_per_step() const;
+  int64_t kv_bytes_per_token() const;
+
+ private:
+  friend struct LlmOpener;
+  struct Impl;
+  explicit Llm(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace caravan

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "backend/backend.h"
+
+namespace caravan {
+
+struct BackendOptions {
+  std::string device = "cpu";
+  std::string cpu_isa = "auto";  // auto, amx, avx512, avx2, reference
+  int num_threads = 0;           // 0: one for each core
+};
+
+/// The one place that knows which backends this program has.
+/// Errors: kInvalidArgument for an unknown name, kUnsupported for a device that is not there.
+std::unique_ptr<Backend> create_backend(const BackendOptions& options);
+
+}  // namespace caravan

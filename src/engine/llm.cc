@@ -1,0 +1,168 @@
+#include "engine/llm_opener.h"
+
+#include <map>
+#include <optional>
+
+#include "backend/create_backend.h"
+#include "core/error.h"
+#include "engine/llm_engine.h"
+#include "format/model_dir.h"
+#include "sampling/stop_strings.h"
+#include "tokenizer/detokenizer.h"
+#include "tokenizer/tokenizer.h"
+
+namespace caravan {
+
+namespace {
+
+std::optional<DType> dtype_option(const std::string& text, const char* what) {
+  if (text == "auto") return std::nullopt;
+  const std::optional<DType> dtype = parse_dtype(text);
+  CARAVAN_CHECK(dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16,
+                "{} \"{}\", expected auto, float32, float16 or bfloat16", what, printable(text));
+  return dtype;
+}
+
+double milliseconds(Sequence::Clock::time_point from, Sequence::Clock::time_point to) {
+  return std::chrono::duration<double, std::milli>(to - from).count();
+}
+
+/// One running prompt's way from tokens to text.
+struct TextStream {
+  size_t index;
+  Detokenizer detokenizer;
+  StopStrings stops;
+  std::string text;
+};
+
+LlmEngine make_engine(const LlmOptions& options, const ModelDir& dir) {
+  LlmEngineOptions engine;
+  engine.runner.dtype = dtype_option(options.dtype, "dtype");
+  engine.runner.kv_cache_dtype = dtype_option(options.kv_cache_dtype, "kv cache dtype");
+  engine.runner.max_batch_size = options.max_batch_size;
+  engine.runner.max_seq_len = options.max_seq_len;
+  engine.runner.max_num_logits = options.max_batch_size;
+  engine.runner.max_num_batched_tokens =
+      std::max(options.max_num_batched_tokens, options.max_batch_size);
+  engine.eos_token_ids = dir.config.eos_token_ids;
+  CARAVAN_CHECK(options.max_batch_size >= 1, "max batch size {}, expected at least 1",
+                options.max_batch_size);
+  if (dir.build) {
+    CARAVAN_CHECK(options.max_batch_size <= dir.build->max_batch_size,
+                  "{}: {} sequences at once wanted, the engine was built for {}", dir.path,
+                  options.max_batch_size, dir.build->max_batch_size);
+  }
+  return LlmEngine(dir,
+                   create_backend({.device = options.device,
+                                   .cpu_isa = options.cpu_isa,
+                                   .num_threads = options.num_threads}),
+                   engine);
+}
+
+}  // namespace
+
+struct Llm::Impl {
+  Impl(const LlmOptions& options, ModelDir model_dir, Tokenizer loaded_tokenizer)
+      : dir(std::move(model_dir)),
+        tokenizer(std::move(loaded_tokenizer)),
+        engine(make_engine(options, dir)) {}
+
+  ModelDir dir;
+  Tokenizer tokenizer;
+  LlmEngine engine;
+};
+
+Llm::Llm(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Llm::Llm(Llm&&) noexcept = default;
+Llm& Llm::operator=(Llm&&) noexcept = default;
+Llm::~Llm() = default;
+
+Llm Llm::open(const LlmOptions& options) {
+  return LlmOpener::open(options, open_model_dir(options.model),
+                         Tokenizer::from_directory(options.model));
+}
+
+Llm LlmOpener::open(const LlmOptions& options, ModelDir dir, Tokenizer tokenizer) {
+  return Llm(std::make_unique<Llm::Impl>(options, std::move(dir), std::move(tokenizer)));
+}
+
+std::string Llm::description() const {
+  const ModelRunner& runner = impl_->engine.runner();
+  return fmt::format("{}, {} weights", runner.backend().description(),
+                     dtype_name(runner.model().weight_dtype()));
+}
+int64_t Llm::weight_bytes_per_step() const {
+  return impl_->engine.runner().model().bytes_per_decode_step();
+}
+int64_t Llm::kv_bytes_per_token() const {
+  return KvCache::block_bytes(impl_->dir.config, impl_->engine.runner().cache().dtype(), 1);
+}
+
+std::vector<int32_t> Llm::encode(std::string_view text) const {
+  return impl_->tokenizer.encode(text);
+}
+std::string Llm::decode(const std::vector<int32_t>& ids) const {
+  return impl_->tokenizer.decode(ids);
+}
+int64_t Llm::vocab_size() const { return impl_->dir.config.vocab_size; }
+int64_t Llm::max_seq_len() const { return impl_->engine.runner().max_seq_len(); }
+
+std::vector<Completion> Llm::generate(const std::vector<std::vector<int32_t>>& prompts,
+                                      const std::vector<SamplingParams>& params,
+                                      const OnText& on_text) {
+  CARAVAN_CHECK(params.size() == 1 || params.size() == prompts.size(),
+                "{} sampling settings for {} prompts, expected one or one for each", params.size(),
+                prompts.size());
+  const auto params_of = [&](size_t i) -> const SamplingParams& {
+    return params[params.size() == 1 ? 0 : i];
+  };
+  // All are checked before any is queued: a call that throws leaves the engine as it was.
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    impl_->engine.check_request(prompts[i], params_of(i));
+  }
+  std::map<int64_t, TextStream> streams;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const SamplingParams& p = params_of(i);
+    const int64_t id = impl_->engine.add_request(prompts[i], p);
+    streams.emplace(id, TextStream{i, Detokenizer(impl_->tokenizer), StopStrings(p.stop), ""});
+  }
+  const auto show = [&](TextStream& stream, const std::string& text) {
+    if (text.empty()) return;
+    stream.text += text;
+    if (on_text) on_text(stream.index, text);
+  };
+  const auto on_token = [&](const Sequence& sequence, int32_t token) {
+    TextStream& stream = streams.at(sequence.id);
+    show(stream, stream.stops.push(stream.detokenizer.push(token)));
+    return stream.stops.found();
+  };
+  std::vector<Completion> completions(prompts.size());
+  while (impl_->engine.has_unfinished()) {
+    for (const auto& sequence : impl_->engine.step(on_token)) {
+      TextStream& stream = streams.at(sequence->id);
+      show(stream, stream.stops.push(stream.detokenizer.flush()));
+      show(stream, stream.stops.flush());
+      const auto first_output = sequence->token_ids.begin() + sequence->num_prompt_tokens;
+      completions[stream.index] = {
+          .prompt_ids = {sequence->token_ids.begin(), first_output},
+          .output_ids = {first_output, sequence->token_ids.end()},
+          .text = std::move(stream.text),
+          .finish_reason = sequence->finish_reason,
+          .timings = {.num_prompt_tokens = sequence->num_prompt_tokens,
+                      .num_output_tokens = sequence->num_output_tokens(),
+                      .queue_ms = milliseconds(sequence->arrival, sequence->first_step),
+                      .prefill_ms = milliseconds(sequence->first_step, sequence->first_token),
+                      .decode_ms = milliseconds(sequence->first_token, sequence->last_token)}};
+      streams.erase(sequence->id);
+    }
+  }
+  return completions;
+}
+
+Completion Llm::generate(std::string_view prompt, const SamplingParams& params,
+                         const OnText& on_text) {
+  return std::move(
+      generate(std::vector<std::vector<int32_t>>{encode(prompt)}, {params}, on_text).front());
+}
+
+}  // namespace caravan

@@ -1,0 +1,73 @@
+#include "engine/scheduler.h"
+
+#include <algorithm>
+
+#include "core/error.h"
+#include "core/tensor.h"
+
+namespace caravan {
+
+Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), blocks_(limits.num_blocks) {
+  CARAVAN_CHECK(limits.max_batch_size > 0 && limits.max_num_batched_tokens >= limits.max_batch_size,
+                "{} tokens a step for {} sequences: every sequence needs at least one",
+                limits.max_num_batched_tokens, limits.max_batch_size);
+}
+
+void Scheduler::add(std::unique_ptr<Sequence> sequence) {
+  const int64_t needed = ceil_div(sequence->max_num_tokens(), limits_.block_size);
+  CARAVAN_CHECK(needed <= blocks_.num_blocks(),
+                "a prompt of {} tokens with {} of output needs {} cache blocks, the cache has {}",
+                sequence->num_prompt_tokens, sequence->params.max_output_len, needed,
+                blocks_.num_blocks());
+  sequence->arrival = Sequence::Clock::now();
+  waiting_.push_back(std::move(sequence));
+}
+
+void Scheduler::admit() {
+  while (!waiting_.empty() && static_cast<int64_t>(running_.size()) < limits_.max_batch_size) {
+    const int64_t needed = ceil_div(waiting_.front()->max_num_tokens(), limits_.block_size);
+    if (needed > blocks_.num_free()) return;
+    waiting_.front()->block_table = blocks_.allocate(needed);
+    waiting_.front()->first_step = Sequence::Clock::now();
+    running_.push_back(std::move(waiting_.front()));
+    waiting_.pop_front();
+  }
+}
+
+std::vector<Sequence*> Scheduler::schedule(Batch& batch) {
+  admit();
+  batch.clear();
+  // Decoding sequences first: their one token each always fits the budget.
+  int64_t budget = limits_.max_num_batched_tokens;
+  for (const auto& sequence : running_) {
+    if (sequence->num_tokens() - sequence->num_computed == 1) --budget;
+  }
+  std::vector<Sequence*> yields;
+  for (const auto& sequence : running_) {
+    const int64_t missing = sequence->num_tokens() - sequence->num_computed;
+    int64_t count = 1;
+    if (missing > 1) {
+      count = std::min(missing, budget);
+      budget -= count;
+    }
+    if (count <= 0) continue;
+    const bool is_complete = count == missing;
+    batch.add_sequence(sequence->token_ids.data() + sequence->num_computed, count,
+                       sequence->num_computed, sequence->block_table, is_complete);
+    sequence->num_computed += count;
+    if (is_complete) yields.push_back(sequence.get());
+  }
+  return yields;
+}
+
+std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence) {
+  const auto it = std::find_if(running_.begin(), running_.end(),
+                               [&](const auto& s) { return s.get() == sequence; });
+  CARAVAN_CHECK_CODE(it != running_.end(), kInternal, "sequence {} is not running", sequence->id);
+  std::unique_ptr<Sequence> owned = std::move(*it);
+  running_.erase(it);
+  blocks_.release(owned->block_table);
+  return owned;
+}
+
+}  // namespace caravan

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "caravan/llm.h"
+#include "caravan/sampling_params.h"
+
+namespace caravan {
+
+/// One request on its way through the engine: its tokens, its cache blocks, how far it is.
+struct Sequence {
+  int64_t id = 0;
+  SamplingParams params;
+  std::vector<int32_t> token_ids;  // prompt, then output
+  int64_t num_prompt_tokens = 0;
+  int64_t num_computed = 0;  // tokens whose K and V are in the cache
+  std::vector<int32_t> block_table;
+  FinishReason finish_reason = FinishReason::kNone;
+
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point arrival;
+  Clock::time_point first_step;
+  Clock::time_point first_token;
+  Clock::time_point last_token;
+
+  int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
+  int64_t num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
+  /// Tokens that it may reach: what its cache blocks are reserved for.
+  int64_t max_num_tokens() const { return num_prompt_tokens + params.max_output_len; }
+};
+
+}  // namespace caravan

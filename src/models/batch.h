@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "core/tensor.h"
+#include "ops/ops.h"
+
+namespace caravan {
+
+/// The tokens of one step: prefill chunks and decode tokens of any number of sequences, one after
+/// the other. Built by the scheduler with add_sequence(); plain host data.
+class Batch {
+ public:
+  explicit Batch(int64_t block_size) : block_size_(block_size) {}
+
+  /// Appends the tokens [first_position, first_position + num_tokens) of a sequence whose cache
+  /// blocks are `block_table`. wants_logits: logits of its last token here are needed.
+  void add_sequence(const int32_t* token_ids, int64_t num_tokens, int64_t first_position,
+                    const std::vector<int32_t>& block_table, bool wants_logits);
+  void clear();
+
+  int64_t num_tokens() const { return static_cast<int64_t>(token_ids_.size()); }
+  int64_t num_seqs() const { return static_cast<int64_t>(context_lens_.size()); }
+
+  /// Checks what the operators cannot: ids below vocab_size, positions below max_seq_len, slots
+  /// inside num_blocks. Errors: kInternal, because the scheduler promised it.
+  void validate(int64_t vocab_size, int64_t max_seq_len, int64_t num_blocks) const;
+
+  // Views for the operators, valid until the batch changes.
+  ConstTensor token_ids() const;     // [T] int32
+  ConstTensor positions() const;     // [T] int32
+  ConstTensor slot_mapping() const;  // [T] int64
+  ConstTensor logits_rows() const;   // [number of sequences that want logits] int32
+  /// Block tables padded to the longest one, into `block_tables` storage of this batch.
+  ops::AttentionBatch attention() const;
+
+ private:
+  int64_t block_size_;
+  std::vector<int32_t> token_ids_;
+  std::vector<int32_t> positions_;
+  std::vector<int64_t> slot_mapping_;
+  std::vector<int32_t> query_start_{0};
+  std::vector<int32_t> context_lens_;
+  std::vector<int32_t> logits_rows_;
+  std::vector<int32_t> flat_blocks_;  // every sequence's blocks, ragged
+  std::vector<size_t> first_block_{0};
+  mutable std::vector<int32_t> block_tables_;  // flat_blocks_ padded to a rectangle
+};
+
+}  // namespace caravan

@@ -1,0 +1,220 @@
+#include <map>
+
+#include "core/error.h"
+#include "core/progress.h"
+#include "models/gpt2.h"
+
+namespace caravan {
+
+namespace {
+
+// `tensor` as `dtype` in aligned memory: a view of the mapped file when nothing needs to change,
+// else a conversion in `storage`.
+const void* as_dtype(const StoredTensor& tensor, DType dtype, Buffer& storage) {
+  const size_t count = static_cast<size_t>(tensor.shape.num_elements());
+  const bool is_aligned = reinterpret_cast<uintptr_t>(tensor.data()) % dtype_size(dtype) == 0;
+  if (tensor.dtype == dtype && is_aligned) return tensor.data();
+  storage = Buffer::host(count * dtype_size(dtype));
+  constexpr size_t kPiece = size_t{1} << 20;
+  const auto pieces = static_cast<int64_t>((count + kPiece - 1) / kPiece);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < pieces; ++i) {
+    const size_t begin = static_cast<size_t>(i) * kPiece;
+    convert_elements(tensor.data() + begin * dtype_size(tensor.dtype), tensor.dtype,
+                     storage.as<std::byte>() + begin * dtype_size(dtype), dtype,
+                     std::min(kPiece, count - begin));
+  }
+  return storage.data();
+}
+
+bool is_matrix(WeightRole role) {
+  return role == WeightRole::kLinear || role == WeightRole::kTokenEmbedding ||
+         role == WeightRole::kHead;
+}
+
+}  // namespace
+
+DType choose_weight_dtype(const ModelDir& dir, const TensorSource& source,
+                          std::optional<DType> wanted) {
+  if (dir.kind == ModelDirKind::kEngine) {
+    CARAVAN_CHECK_CODE(dir.build.has_value(), kCorrupt, "{}: an engine without build limits",
+                       dir.path);
+    CARAVAN_CHECK(!wanted || *wanted == dir.build->dtype,
+                  "{}: the engine was built as {}; --dtype {} needs a new `caravan build`",
+                  dir.path, dtype_name(dir.build->dtype), dtype_name(*wanted));
+    return dir.build->dtype;
+  }
+  if (wanted) {
+    CARAVAN_CHECK(*wanted == DType::kF32 || *wanted == DType::kF16 || *wanted == DType::kBF16,
+                  "dtype {}, expected float32, float16 or bfloat16", dtype_name(*wanted));
+    return *wanted;
+  }
+  for (const char* name : {"wte.weight", "transformer.wte.weight"}) {
+    const StoredTensor* wte = source.find(name);
+    if (wte != nullptr && (wte->dtype == DType::kF16 || wte->dtype == DType::kBF16)) {
+      return wte->dtype;
+    }
+  }
+  return DType::kF16;
+}
+
+/// Fills a Gpt2Model tensor by tensor; the only place that knows where each weight goes.
+class Gpt2Model::Loader {
+ public:
+  Loader(const ModelDir& dir, Backend& backend) : dir_(dir), model_(dir.config, backend) {}
+
+  Gpt2Model load(std::optional<DType> wanted) {
+    CARAVAN_CHECK_CODE(
+        dir_.tensor_parallel == 1, kUnsupported,
+        "{}: split for {} tensor-parallel ranks; this version runs one rank: convert "
+        "with --tensor-parallel 1",
+        dir_.path, dir_.tensor_parallel);
+    TensorSource source = dir_.kind == ModelDirKind::kHuggingFace
+                              ? TensorSource::open_directory(dir_.path)
+                              : TensorSource::open_file(dir_.rank_path(0));
+    dtype_ = choose_weight_dtype(dir_, source, wanted);
+    model_.weight_dtype_ = dtype_;
+    if (dir_.kind == ModelDirKind::kEngine) {
+      load_engine(source);
+      model_.sources_.push_back(std::move(source));
+    } else {
+      load_stored(source);
+    }
+    assign();
+    return std::move(model_);
+  }
+
+ private:
+  void load_engine(const TensorSource& source) {
+    model_.has_own_head_ = dir_.has_own_head;
+    for (const WeightSpec& spec : gpt2_weight_specs(dir_.config, dir_.has_own_head)) {
+      const StoredTensor* tensor = source.find(spec.name);
+      const auto record = dir_.tensors.find(spec.name);
+      CARAVAN_CHECK_CODE(tensor != nullptr && record != dir_.tensors.end(), kCorrupt,
+                         "{}: {} is missing from the {}", dir_.path, spec.name,
+                         tensor == nullptr ? "weight file" : "tensor table");
+      const EngineTensor& info = record->second;
+      const DType dtype = spec.role == WeightRole::kVector ? DType::kF32 : dtype_;
+      CARAVAN_CHECK_CODE(tensor->dtype == dtype, kCorrupt, "{}: {} is {}, expected {}", dir_.path,
+                         spec.name, dtype_name(tensor->dtype), dtype_name(dtype));
+      int64_t elements = spec.shape.num_elements();
+      if (is_matrix(spec.role)) {
+        const LinearLayout wanted = model_.backend_->linear_layout(dtype_);
+        CARAVAN_CHECK_CODE(info.layout == wanted, kUnsupported,
+                           "{}: {} is packed as {}, this backend reads {}; build the engine again "
+                           "for this machine",
+                           dir_.path, spec.name, linear_layout_name(info.layout),
+                           linear_layout_name(wanted));
+        CARAVAN_CHECK_CODE(
+            info.in_features == spec.in_features && info.out_features == spec.out_features,
+            kCorrupt, "{}: {} is {} x {} in the tensor table, expected {} x {}", dir_.path,
+            spec.name, info.in_features, info.out_features, spec.in_features, spec.out_features);
+        elements = linear_num_elements(wanted, spec.in_features, spec.out_features);
+      }
+      CARAVAN_CHECK_CODE(tensor->shape.num_elements() == elements, kCorrupt,
+                         "{}: {} has {} elements, expected {}", dir_.path, spec.name,
+                         tensor->shape.num_elements(), elements);
+      const void* data = tensor->data();
+      if (!model_.backend_->reads_host_memory() || reinterpret_cast<uintptr_t>(data) % 64 != 0) {
+        data = to_device(data, tensor->num_bytes());
+      }
+      add(spec, data, dtype);
+    }
+  }
+
+  void load_stored(const TensorSource& source) {
+    const ResolvedWeights resolved = resolve_gpt2_weights(source, dir_.config, dir_.path);
+    model_.has_own_head_ = resolved.has_own_head;
+    uint64_t total = 0;
+    for (const ResolvedWeight& w : resolved.weights) total += w.tensor->num_bytes();
+    Progress progress("loading", total, "B");
+    for (const ResolvedWeight& w : resolved.weights) {
+      load_one(w);
+      w.tensor->file->release(w.tensor->offset, w.tensor->num_bytes());
+      progress.add(w.tensor->num_bytes());
+    }
+  }
+
+  void load_one(const ResolvedWeight& w) {
+    const DType dtype = w.spec.role == WeightRole::kVector ? DType::kF32 : dtype_;
+    Buffer converted;
+    const void* source = as_dtype(*w.tensor, dtype, converted);
+    if (!is_matrix(w.spec.role)) {
+      add(w.spec,
+          to_device(source, static_cast<size_t>(w.spec.shape.num_elements()) * dtype_size(dtype)),
+          dtype);
+      return;
+    }
+    const LinearLayout layout = model_.backend_->linear_layout(dtype);
+    const auto num_bytes =
+        static_cast<size_t>(linear_num_elements(layout, w.spec.in_features, w.spec.out_features)) *
+        dtype_size(dtype);
+    if (model_.backend_->reads_host_memory()) {
+      model_.buffers_.push_back(model_.backend_->allocate(num_bytes));
+      void* packed = model_.buffers_.back().data();
+      pack_linear(source, w.spec.stored_layout, dtype, w.spec.in_features, w.spec.out_features,
+                  layout, packed);
+      add(w.spec, packed, dtype);
+    } else {
+      const Buffer packed = Buffer::host(num_bytes);
+      pack_linear(source, w.spec.stored_layout, dtype, w.spec.in_features, w.spec.out_features,
+                  layout, packed.data());
+      add(w.spec, to_device(packed.data(), num_bytes), dtype);
+    }
+  }
+
+  const void* to_device(const void* host, size_t num_bytes) {
+    model_.buffers_.push_back(model_.backend_->allocate(num_bytes));
+    model_.backend_->copy_from_host(host, model_.buffers_.back().data(), num_bytes);
+    return model_.buffers_.back().data();
+  }
+
+  void add(const WeightSpec& spec, const void* data, DType dtype) {
+    if (is_matrix(spec.role)) {
+      matrices_[spec.name] = {.data = data,
+                              .dtype = dtype,
+                              .layout = model_.backend_->linear_layout(dtype),
+                              .in_features = spec.in_features,
+                              .out_features = spec.out_features};
+    } else {
+      plain_[spec.name] = {data, dtype, spec.shape};
+    }
+  }
+
+  LayerNormWeights layer_norm(const std::string& name) const {
+    return {.weight = plain_.at(name + ".weight"), .bias = plain_.at(name + ".bias")};
+  }
+  LinearWeight linear(const std::string& name) const {
+    LinearWeight weight = matrices_.at(name + ".weight");
+    weight.bias = plain_.at(name + ".bias").as<float>();
+    return weight;
+  }
+
+  void assign() {
+    model_.wte_ = matrices_.at("wte.weight");
+    model_.head_ = model_.has_own_head_ ? matrices_.at("lm_head.weight") : model_.wte_;
+    model_.wpe_ = plain_.at("wpe.weight");
+    for (int64_t i = 0; i < model_.config_.num_layers; ++i) {
+      const std::string h = fmt::format("h.{}.", i);
+      model_.layers_.push_back({.ln_1 = layer_norm(h + "ln_1"),
+                                .c_attn = linear(h + "attn.c_attn"),
+                                .attn_c_proj = linear(h + "attn.c_proj"),
+                                .ln_2 = layer_norm(h + "ln_2"),
+                                .c_fc = linear(h + "mlp.c_fc"),
+                                .mlp_c_proj = linear(h + "mlp.c_proj")});
+    }
+    model_.ln_f_ = layer_norm("ln_f");
+  }
+
+  const ModelDir& dir_;
+  Gpt2Model model_;
+  DType dtype_ = DType::kF32;
+  std::map<std::string, LinearWeight> matrices_;
+  std::map<std::string, ConstTensor> plain_;
+};
+
+Gpt2Model Gpt2Model::load(const ModelDir& dir, Backend& backend, std::optional<DType> dtype) {
+  return Loader(dir, backend).load(dtype);
+}
+
+}  // namespace caravan

@@ -1,0 +1,191 @@
+// Promise 3: a request's logits do not depend on what else is in the batch, on how its prefill is
+// cut into chunks, on its place in the cache or on the number of threads. Bits are compared, not
+// values.
+
+#include <gtest/gtest.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <random>
+
+#include "backend/cpu_backend.h"
+#include "caravan/llm.h"
+#include "engine/model_runner.h"
+#include "format/model_dir.h"
+
+namespace caravan {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::string kVariants = CARAVAN_SOURCE_DIR "/tests/goldens/variants/";
+
+constexpr int64_t kMaxLen = 33;  // positions of the smallest model here
+constexpr int64_t kMaxBatch = 8;
+
+struct Case {
+  const char* model;  // odd_sizes_relu: 5 heads of 16, hidden 80, vocabulary 1001
+  CpuIsa isa;
+  DType dtype;
+};
+
+std::string case_name(const ::testing::TestParamInfo<Case>& param_info) {
+  return std::string(param_info.param.model) + "_" + cpu_isa_name(param_info.param.isa) + "_" +
+         dtype_name(param_info.param.dtype);
+}
+
+class InvarianceTest : public ::testing::TestWithParam<Case> {
+ protected:
+  void SetUp() override {
+    if (!cpu_isa_available(GetParam().isa)) {
+      GTEST_SKIP() << "this processor does not have " << cpu_isa_name(GetParam().isa);
+    }
+  }
+  std::unique_ptr<ModelRunner> open(int num_threads) const {
+    return std::make_unique<ModelRunner>(
+        open_model_dir(kVariants + GetParam().model),
+        make_cpu_backend({.num_threads = num_threads, .isa = GetParam().isa}),
+        ModelRunnerOptions{.dtype = GetParam().dtype,
+                           .kv_cache_dtype = GetParam().dtype,
+                           .max_num_batched_tokens = kMaxBatch * kMaxLen,
+                           .max_num_logits = kMaxBatch,
+                           .max_seq_len = kMaxLen,
+                           .max_batch_size = kMaxBatch});
+  }
+};
+
+using Logits = std::vector<std::vector<float>>;  // of every token of a sequence
+
+// One token at a time, alone: the plainest way to compute a sequence.
+Logits alone(ModelRunner& runner, const std::vector<int32_t>& ids) {
+  Logits logits;
+  Batch batch(runner.cache().block_size());
+  for (size_t t = 0; t < ids.size(); ++t) {
+    batch.clear();
+    batch.add_sequence(&ids[t], 1, static_cast<int64_t>(t), {0, 1, 2}, true);
+    const auto row = runner.run(batch);
+    logits.emplace_back(row.begin(), row.end());
+  }
+  return logits;
+}
+
+int num_mixtures() {
+  const char* scale = std::getenv("CARAVAN_TEST_SCALE");  // sanitizers run a share of them
+  return scale == nullptr ? 1000 : std::max(1, static_cast<int>(1000 * std::atof(scale)));
+}
+
+TEST_P(InvarianceTest, BitsAreTheSameInAThousandMixtures) {
+  const std::unique_ptr<ModelRunner> one_thread = open(1);
+  const std::unique_ptr<ModelRunner> three_threads = open(3);
+  const int64_t vocab_size = one_thread->model().config().vocab_size;
+  std::mt19937 random(17);
+  const auto draw = [&](int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
+  };
+  constexpr size_t kNumSequences = 24;
+  std::vector<std::vector<int32_t>> ids(kNumSequences);
+  std::vector<Logits> wanted;
+  for (auto& sequence : ids) {
+    sequence.resize(static_cast<size_t>(draw(1, kMaxLen)));
+    for (int32_t& id : sequence) id = static_cast<int32_t>(draw(0, vocab_size - 1));
+    wanted.push_back(alone(*one_thread, sequence));
+  }
+  int64_t num_compared = 0;
+  for (int mixture = 0; mixture < num_mixtures(); ++mixture) {
+    ModelRunner& runner = mixture % 2 == 0 ? *one_thread : *three_threads;
+    const int64_t blocks_each = ceil_div(kMaxLen, runner.cache().block_size());
+    std::vector<int32_t> all_blocks(static_cast<size_t>(kMaxBatch * blocks_each));
+    for (size_t i = 0; i < all_blocks.size(); ++i) all_blocks[i] = static_cast<int32_t>(i);
+    std::shuffle(all_blocks.begin(), all_blocks.end(), random);
+    struct Running {
+      size_t sequence;
+      int64_t done;
+      std::vector<int32_t> blocks;
+    };
+    std::vector<Running> running;
+    const int64_t batch_size = draw(1, kMaxBatch);
+    for (int64_t s = 0; s < batch_size; ++s) {
+      const auto first = all_blocks.begin() + s * blocks_each;
+      running.push_back(
+          {static_cast<size_t>(draw(0, kNumSequences - 1)), 0, {first, first + blocks_each}});
+    }
+    Batch batch(runner.cache().block_size());
+    while (!running.empty()) {
+      batch.clear();
+      std::vector<size_t> in_batch;
+      for (size_t r = 0; r < running.size(); ++r) {
+        if (draw(0, 4) == 0 && running.size() > 1) continue;  // waits this step
+        const auto& sequence = ids[running[r].sequence];
+        const int64_t left = static_cast<int64_t>(sequence.size()) - running[r].done;
+        const int64_t count = draw(0, 2) == 0 ? 1 : draw(1, left);
+        batch.add_sequence(sequence.data() + running[r].done, count, running[r].done,
+                           running[r].blocks, true);
+        running[r].done += count;
+        in_batch.push_back(r);
+      }
+      if (in_batch.empty()) continue;
+      const auto logits = runner.run(batch);
+      for (size_t i = 0; i < in_batch.size(); ++i) {
+        const Running& r = running[in_batch[i]];
+        const auto& row = wanted[r.sequence][static_cast<size_t>(r.done - 1)];
+        ++num_compared;
+        ASSERT_EQ(
+            0, std::memcmp(row.data(), logits.data() + i * row.size(), row.size() * sizeof(float)))
+            << "mixture " << mixture << ", sequence " << r.sequence << ", token " << r.done - 1;
+      }
+      std::erase_if(running, [&](const Running& r) {
+        return r.done == static_cast<int64_t>(ids[r.sequence].size());
+      });
+    }
+  }
+  EXPECT_GT(num_compared, num_mixtures());
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, InvarianceTest,
+                         ::testing::Values(Case{"odd_sizes_relu", CpuIsa::kAvx2, DType::kF16},
+                                           Case{"odd_sizes_relu", CpuIsa::kAvx512, DType::kF32},
+                                           Case{"odd_sizes_relu", CpuIsa::kAvx512, DType::kF16},
+                                           Case{"odd_sizes_relu", CpuIsa::kAvx512, DType::kBF16},
+                                           Case{"odd_sizes_relu", CpuIsa::kAmx, DType::kBF16},
+                                           Case{"camel_form", CpuIsa::kAvx512, DType::kF16}),
+                         case_name);
+
+// The same through the public API: greedy and sampled completions alone and among others, with
+// small and large steps.
+TEST(LlmInvarianceTest, CompletionsDoNotDependOnTheBatch) {
+  const std::string model = CARAVAN_SOURCE_DIR "/models/camel-nano";
+  const std::vector<std::string> texts{"The caravan", "Below is an instruction",
+                                       "In the year of the comet, when the river froze,", "A",
+                                       "She said that"};
+  SamplingParams params;
+  params.max_output_len = 12;
+  params.temperature = 0.8f;
+  params.top_p = 0.9f;
+  params.seed = 7;
+  params.ignore_eos = true;
+  std::vector<std::vector<int32_t>> prompts;
+  std::vector<SamplingParams> each;
+  std::vector<std::vector<int32_t>> wanted;
+  Llm one = Llm::open({.model = model, .max_batch_size = 1, .max_seq_len = 64});
+  for (const std::string& text : texts) {
+    prompts.push_back(one.encode(text));
+    each.push_back(params);
+    each.back().seed += prompts.size();
+    wanted.push_back(one.generate({prompts.back()}, {each.back()}).front().output_ids);
+  }
+  for (const int64_t step : {3, 8, 512}) {
+    Llm many = Llm::open({.model = model,
+                          .num_threads = 2,
+                          .max_batch_size = 3,
+                          .max_seq_len = 64,
+                          .max_num_batched_tokens = step});
+    const std::vector<Completion> got = many.generate(prompts, each);
+    for (size_t i = 0; i < got.size(); ++i) EXPECT_EQ(got[i].output_ids, wanted[i]) << i;
+  }
+}
+
+}  // namespace
+}  // namespace caravan
