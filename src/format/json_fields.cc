@@ -1,13 +1,26 @@
 #include "format/json_fields.h"
 
+#include <algorithm>
+
 #include "core/error.h"
 
 namespace caravan {
 
+namespace {
+
+bool is_short_list(const boost::json::value& value) {
+  constexpr size_t kMaxItems = 8;
+  return value.is_array() && value.get_array().size() <= kMaxItems &&
+         std::none_of(value.get_array().begin(), value.get_array().end(),
+                      [](const boost::json::value& item) { return item.is_structured(); });
+}
+
+}  // namespace
+
 std::string json_text(const boost::json::value& value) {
-  // Containers are named, not printed: a hostile one may be megabytes long.
+  // Other containers are named, not printed: a hostile one may be megabytes long.
   if (value.is_object()) return "an object";
-  if (value.is_array()) return "an array";
+  if (value.is_array() && !is_short_list(value)) return "an array";
   if (value.is_string()) return fmt::format("\"{}\"", printable(value.get_string()));
   return printable(boost::json::serialize(value));
 }

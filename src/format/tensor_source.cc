@@ -25,6 +25,10 @@ bool is_torch_name(const std::string& path) {
 
 std::vector<StoredTensor> tensors_of(const MappedFile& file) {
   const std::span<const std::byte> bytes(file.data(), file.size());
+  constexpr std::string_view kLfsPointer = "version https://git-lfs.github.com/";
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  CARAVAN_CHECK_CODE(!text.starts_with(kLfsPointer), kCorrupt,
+                     "{}: a Git LFS pointer, not the weights; run git lfs pull", file.path());
   std::vector<StoredTensor> tensors;
   if (is_torch_name(file.path())) {
     for (TorchTensor& tensor : parse_torch_file(bytes, file.path())) {

@@ -33,8 +33,11 @@ struct Storage {
 };
 using Storages = std::map<std::string_view, Storage>;
 
-// Every storage that a tensor of the state dict refers to, by key.
+// Every storage that the state dict refers to, by key.
 Storages collect_storages(const Pickle& pickle, const std::string& where) {
+  const Kind root = pickle[pickle.root].kind;
+  CARAVAN_CHECK_CODE(root == Kind::kDict || root == Kind::kOrderedDict, kUnsupported,
+                     "{}: the saved object is not a dict of tensors", where);
   Storages storages;
   for (const PickleObject& object : pickle.objects) {
     if (object.kind != Kind::kStorage) continue;
@@ -54,12 +57,10 @@ Storages collect_storages(const Pickle& pickle, const std::string& where) {
   return storages;
 }
 
-// The root must be a dict of tensors. Storages are located before.
+// The root is a dict; its storages are located.
 std::vector<TorchTensor> collect_tensors(const Pickle& pickle, const Storages& storages,
                                          const std::string& where) {
   const PickleObject& root = pickle[pickle.root];
-  CARAVAN_CHECK_CODE(root.kind == Kind::kDict || root.kind == Kind::kOrderedDict, kUnsupported,
-                     "{}: the saved object is not a dict of tensors", where);
   std::vector<TorchTensor> tensors;
   std::set<std::string_view> names;
   for (size_t i = 0; i < root.items.size(); i += 2) {

@@ -60,7 +60,7 @@ struct RefusedOpcode {
   uint8_t code;
   const char* name;
 };
-constexpr std::array<RefusedOpcode, 33> kRefusedOpcodes = {{
+constexpr std::array<RefusedOpcode, 34> kRefusedOpcodes = {{
     {'0', "POP"},
     {'1', "POP_MARK"},
     {'2', "DUP"},
@@ -94,6 +94,7 @@ constexpr std::array<RefusedOpcode, 33> kRefusedOpcodes = {{
     {0x92, "NEWOBJ_EX"},
     {0x96, "BYTEARRAY8"},
     {0x97, "NEXT_BUFFER"},
+    {0x98, "READONLY_BUFFER"},
 }};
 
 struct StorageType {
