@@ -5,10 +5,10 @@ set -euo pipefail
 
 build_packages=(
   g++ cmake ninja-build ccache pkg-config python3
-  libboost1.81-dev libcli11-dev libfmt-dev libpcre2-dev libxxhash-dev libgtest-dev
+  libboost1.81-dev libcli11-dev libfmt-dev libxxhash-dev libgtest-dev
 )
 test_packages=(
-  git libbenchmark-dev                    # checks of the tree; kernel benches
+  git                                     # checks of the tree
   clang libclang-rt-14-dev libomp-14-dev  # libFuzzer targets, and OpenMP for them
   clang-format clang-tidy
 )
