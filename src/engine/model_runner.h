@@ -14,8 +14,8 @@
 namespace caravan {
 
 struct ModelRunnerOptions {
-  std::optional<DType> dtype;           // unset: choose_weight_dtype()
-  std::optional<DType> kv_cache_dtype;  // unset: the engine's, else the weights'
+  std::optional<DType> dtype = std::nullopt;           // unset: choose_weight_dtype()
+  std::optional<DType> kv_cache_dtype = std::nullopt;  // unset: the engine's, else the weights'
   int64_t max_num_batched_tokens = 512;
   int64_t max_num_logits = 8;  // rows of logits of one step
   int64_t max_seq_len = 0;     // 0: the engine's limit, else the model's
