@@ -139,7 +139,7 @@ DType coarser(DType a, DType b) {
 boost::json::object certify(const ModelDir& source, const std::string& engine_path,
                             const BuildConfig& build) {
   const int64_t limit = build.max_input_len + build.max_output_len;
-  const int64_t greedy_len = std::min<int64_t>(16, limit / 2);
+  const int64_t greedy_len = std::min<int64_t>(8, limit / 2);
   const std::optional<Tokenizer> tokenizer = open_tokenizer(source.path);
   const auto prompts = parity_prompts(source.config.vocab_size, limit - greedy_len,
                                       tokenizer ? &*tokenizer : nullptr);

@@ -22,8 +22,6 @@ struct Flags {
 };
 
 void run_convert(Flags& flags) {
-  // "-tp 2" of hf_gpt_convert.py arrives as -t with the value "p".
-  CARAVAN_CHECK(flags.dtype != "p", "-tp: write --tensor-parallel N");
   flags.options.dtype = dtype_flag(flags.dtype, "--dtype");
   if (flags.processes > 0) {
     log_info("--processes has no meaning here: tensors stream through one process");
@@ -56,8 +54,8 @@ void add_convert_command(CLI::App& app) {
       "OUTPUT.partial and the same command continues it; nothing appears under OUTPUT before it is "
       "whole. A value outside the range of the dtype is an error that names tensor and index.");
   command
-      ->add_option("--model,-i,--in-file,--in_file,--model-dir,--model_dir", flags->options.input,
-                   "Hugging Face directory")
+      ->add_option("--model,-m,-i,--in-file,--in_file,--model-dir,--model_dir",
+                   flags->options.input, "Hugging Face directory")
       ->required();
   command
       ->add_option("--output,-o,--out-dir,--out_dir,--output-dir,--output_dir",
@@ -67,6 +65,11 @@ void add_convert_command(CLI::App& app) {
       ->add_option("--dtype,-t,--storage-type,--storage_type", flags->dtype,
                    "Matrices: float16, bfloat16 or float32; auto: as stored. Biases and LayerNorm "
                    "parameters are always float32")
+      ->check([](const std::string& value) {
+        // "-tp 2" of hf_gpt_convert.py arrives here as -t with the value "p".
+        CARAVAN_CHECK(value != "p", "-tp: write --tensor-parallel N");
+        return std::string();
+      })
       ->capture_default_str();
   command
       ->add_option("--tensor-parallel,--tensor_parallel,--tensor-parallelism,--tensor_parallelism",

@@ -157,9 +157,9 @@ MemoryPlan make_memory_plan(const ModelConfig& config, bool has_own_head, const 
 void check_fits(const MemoryPlan& plan, int64_t available_bytes) {
   if (plan.total_bytes() <= available_bytes) return;
   const BuildConfig& build = plan.build;
-  const int64_t without_kv = plan.weights_bytes + plan.workspace_bytes;
+  // KV cache and workspace shrink with the limits, the weights do not.
   const std::string advice =
-      without_kv <= available_bytes
+      plan.weights_bytes <= available_bytes
           ? fmt::format(
                 "lower --max-batch-size ({}), --max-input-len ({}) or --max-output-len ({})",
                 build.max_batch_size, build.max_input_len, build.max_output_len)

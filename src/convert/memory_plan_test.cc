@@ -125,6 +125,25 @@ TEST(MemoryPlan, CheckFitsIsExactToTheByteAndNamesTheFlags) {
   }
 }
 
+TEST(MemoryPlan, TheAdviceNamesWhatHelps) {
+  const ModelConfig config = *synth_shape("gpt2");
+  PlanInputs inputs;  // a workspace larger than the machine still shrinks with the batch
+  inputs.workspace_bytes = [](const BuildConfig& b) { return b.max_batch_size << 20; };
+  const auto advice = [&](const BuildConfig& build, int64_t available) {
+    try {
+      check_fits(make_memory_plan(config, false, build, inputs), available);
+    } catch (const Error& e) {
+      return std::string(e.what());
+    }
+    return std::string("fits");
+  };
+  EXPECT_NE(advice(limits(4096, 512, 200), int64_t{1} << 30).find("--max-batch-size (4096)"),
+            std::string::npos);
+  EXPECT_NE(advice(limits(1, 16, 16, DType::kF32), 300 << 20).find("--dtype float16"),
+            std::string::npos);
+  EXPECT_NE(advice(limits(1, 16, 16), 100 << 20).find("more memory"), std::string::npos);
+}
+
 TEST(MemoryPlan, LargestLimitsAreTheEdge) {
   const ModelConfig config = *synth_shape("gpt2");
   PlanInputs inputs;

@@ -19,7 +19,7 @@ struct ParityReport {
   std::string oracle;  // Backend::description()
   std::string engine;
   int64_t num_prompts = 0;
-  int64_t num_positions = 0;                                 // whose logits were compared
+  int64_t num_positions = 0;  // whose logits were compared: at most 8 a prompt
   std::vector<std::pair<std::string, double>> layer_errors;  // "embedding", "h.0", ..., "ln_f"
   double logits_error = 0;
   double kl_mean = 0;  // KL(oracle || engine) of the next-token distributions, in nats
