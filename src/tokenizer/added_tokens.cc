@@ -62,6 +62,8 @@ void AddedTokens::split_pass(const Pass& pass, std::string_view text,
       begin = std::max(begin - trailing_space(text.substr(0, begin)), text_begin);
     }
     if (token->strips_right) end += leading_space(text.substr(end));
+    // A token of white space may lie wholly in the space that the token before it took.
+    if (begin >= end) continue;
     if (text_begin < begin) on_text(text.substr(text_begin, begin - text_begin));
     on_token(token->id);
     text_begin = end;

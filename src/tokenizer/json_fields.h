@@ -1,10 +1,11 @@
 #pragma once
 
-#include <boost/json.hpp>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <string_view>
+
+#include "core/json.h"
 
 namespace caravan {
 

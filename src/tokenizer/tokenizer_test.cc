@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <random>
 #include <sstream>
@@ -308,6 +309,20 @@ TEST(Tokenizer, AddedTokensTakeSpaceAndTheLongestWins) {
   const Tokenizer one_pass = Tokenizer::from_files(files);
   EXPECT_EQ(one_pass.encode("a \xC2\xA0 <|end|>>\n\tb<|end|>", kParseSpecial),
             (Ids{'a', 261, 'b', 259}));
+}
+
+// As Hugging Face tokenizers 0.23.3: the second of two such tokens is lost where the first took its
+// space, unless it does not look to the left.
+TEST(Tokenizer, AddedTokensOfSpaceAmongSpace) {
+  TokenizerFiles files = testing::tiny_tokenizer_json();
+  files.tokenizer_json = testing::replace_once(
+      *files.tokenizer_json, "\"added_tokens\": [",
+      R"("added_tokens": [{"id": 261, "content": "  ", "lstrip": true, "rstrip": true},)");
+  EXPECT_EQ(Tokenizer::from_files(files).encode("a  \n  b", kParseSpecial), (Ids{'a', 261, 'b'}));
+  files.tokenizer_json =
+      testing::replace_once(*files.tokenizer_json, "\"lstrip\": true", "\"lstrip\": false");
+  EXPECT_EQ(Tokenizer::from_files(files).encode("a  \n  b", kParseSpecial),
+            (Ids{'a', 261, 261, 'b'}));
 }
 
 TEST(Tokenizer, TinyFormsAreEqual) {

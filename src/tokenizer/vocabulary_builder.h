@@ -1,10 +1,11 @@
 #pragma once
 
-#include <boost/json.hpp>
+#include <array>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "core/json.h"
 #include "tokenizer/added_tokens.h"
 #include "tokenizer/bpe.h"
 
