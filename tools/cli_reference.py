@@ -27,6 +27,13 @@ def help_text(program, command):
     return "\n".join(line.rstrip() for line in output.strip().splitlines()) + "\n"
 
 
+def list_commands(program, command=""):
+    """`command` and every command below it, as "bench latency"."""
+    names = SUBCOMMAND.findall(help_text(program, command).partition("Subcommands:")[2])
+    below = [list_commands(program, f"{command} {name}".strip()) for name in names]
+    return [command, *(name for names in below for name in names)]
+
+
 def refresh(document, program):
     """The document with every block renewed, and the commands of the program that have no block."""
     seen = set()
@@ -37,8 +44,7 @@ def refresh(document, program):
         return match[1] + help_text(program, command) + match[4]
 
     renewed = BLOCK.sub(renew, document)
-    commands = SUBCOMMAND.findall(help_text(program, "").partition("Subcommands:")[2])
-    return renewed, [command for command in commands if command not in seen]
+    return renewed, [command for command in list_commands(program) if command not in seen]
 
 
 def main():

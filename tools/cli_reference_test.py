@@ -9,9 +9,11 @@ import unittest
 import cli_reference
 
 PROGRAM = """#!/bin/sh
-case "$1" in
-  run) echo "run: text   "; echo "  --flag" ;;
-  *) printf 'usage\\n\\nSubcommands:\\n  run    Runs\\n  plan   Plans\\n' ;;
+case "$1 $2" in
+  "run "*) echo "run: text   "; echo "  --flag" ;;
+  "bench --help") printf 'usage\\n\\nSubcommands:\\n  latency  Times\\n' ;;
+  "bench latency") echo latency ;;
+  "--help "*) printf 'usage\\n\\nSubcommands:\\n  run    Runs\\n  bench   Measures\\n' ;;
 esac
 """
 
@@ -25,12 +27,15 @@ class CliReference(unittest.TestCase):
             return cli_reference.refresh(document, str(program))
 
     def test_stale_block_is_renewed(self):
-        stale = "before\n<!-- caravan run --help -->\n```text\nold\n```\nafter\n"
+        stale = "<!-- caravan --help -->\n```text\n```\nbefore\n<!-- caravan run --help -->\n```text\nold\n```\nafter\n"
         renewed, missing = self.refresh(stale)
-        self.assertEqual(
-            renewed, "before\n<!-- caravan run --help -->\n```text\nrun: text\n  --flag\n```\nafter\n"
+        self.assertIn("Subcommands:\n  run    Runs\n", renewed)
+        self.assertTrue(
+            renewed.endswith(
+                "before\n<!-- caravan run --help -->\n```text\nrun: text\n  --flag\n```\nafter\n"
+            )
         )
-        self.assertEqual(missing, ["plan"])
+        self.assertEqual(missing, ["bench", "bench latency"])
 
     def test_current_document_is_left_alone(self):
         block = "<!-- caravan run --help -->\n```text\nrun: text\n  --flag\n```\n"
