@@ -16,7 +16,8 @@ import re
 import sys
 
 # What a module of src/ may include besides itself: modules, or single headers. Tests beside the
-# sources (*_test.cc, test_*.h), apps/, bench/ and tests/ may include everything.
+# sources (*_test.cc, test_*.h), apps/, bench/ and tests/ may include everything; include/ and
+# examples/ only each other and the standard library.
 MODULES = {
     "core": [],
     "kernels/cpu": ["core"],
@@ -88,7 +89,7 @@ class Tree:
     def __init__(self, root):
         self.root = pathlib.Path(root)
         self.texts = {}
-        for top in ("src", "include", "apps", "bench", "tests"):
+        for top in ("src", "include", "apps", "bench", "tests", "examples"):
             for path in sorted((self.root / top).rglob("*")):
                 if path.suffix in SUFFIXES and path.is_file():
                     self.texts[path.relative_to(self.root).as_posix()] = path.read_text()
@@ -108,14 +109,14 @@ class Tree:
 
 
 def module_of(path):
-    """"core", "kernels/cpu", ... for files of src/; "public", "apps" or "tests" for the others."""
+    """"core", "kernels/cpu", ... for files of src/; else "public", "apps", "tests" or "examples"."""
     name = path.rsplit("/", 1)[-1]
     if path.startswith(("tests/", "bench/")) or name.endswith("_test.cc") or name.startswith("test_"):
         return "tests"
     if path.startswith("include/"):
         return "public"
-    if path.startswith("apps/"):
-        return "apps"
+    if path.startswith(("apps/", "examples/")):
+        return path.split("/", 1)[0]
     inner = path.removeprefix("src/")
     for module in sorted(MODULES, key=len, reverse=True):
         if inner.startswith(module + "/"):
@@ -128,10 +129,12 @@ def is_allowed(path, target):
     source, module = module_of(path), module_of(target)
     if source == "tests":
         return True
-    if module in ("tests", "apps"):
+    if module in ("tests", "apps", "examples"):
         return source == module
     if module == "public" or source == "apps":
         return True
+    if source in ("public", "examples"):
+        return False
     inner = path.removeprefix("src/")
     allowed = HEADERS.get(inner, [source] + MODULES.get(source, []))
     return module in allowed or target.removeprefix("src/") in allowed
@@ -161,8 +164,8 @@ def check_ladder(tree):
                     yield f'{where}: {source} must not include "{target}"'
             elif target in STANDARD:
                 continue
-            elif source == "public":
-                yield f"{where}: the public API uses the standard library only, not <{target}>"
+            elif source in ("public", "examples"):
+                yield f"{where}: {source} uses the standard library and caravan/ only, not <{target}>"
             else:
                 users = third_party_users(target)
                 if users is None:

@@ -63,10 +63,22 @@ class CheckIncludes(unittest.TestCase):
             found, ["src/core/a.cc:1: <absl/strings/str_cat.h> has no row in tools/check_includes.py"]
         )
 
-    def test_public_api_is_standard_library_only(self):
-        found = self.check({"include/caravan/engine.h": "#pragma once\n#include <fmt/core.h>\n"})
-        self.assertEqual(len(found), 1)
-        self.assertIn("standard library only", found[0])
+    def test_public_api_and_examples_stand_alone(self):
+        found = self.check(
+            {
+                "src/core/error.h": "#pragma once\n",
+                "include/caravan/llm.h": "#pragma once\n#include <fmt/core.h>\n#include <vector>\n",
+                "examples/generate.cc": '#include "caravan/llm.h"\n#include "core/error.h"\n',
+            }
+        )
+        self.assertEqual(
+            found,
+            [
+                "include/caravan/llm.h:2: public uses the standard library and caravan/ only, "
+                "not <fmt/core.h>",
+                'examples/generate.cc:2: examples must not include "core/error.h"',
+            ],
+        )
 
     def test_circle(self):
         found = self.check(

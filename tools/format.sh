@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 format=$(command -v clang-format-14 || command -v clang-format)
 folders=()
-for folder in src include apps bench tests; do
+for folder in src include apps bench tests examples; do
   if [[ -d $folder ]]; then folders+=("$folder"); fi
 done
 
