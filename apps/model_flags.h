@@ -28,7 +28,8 @@ struct ModelFlags {
 };
 
 /// Refuses, before anything large is allocated, what does not fit in memory, with the figures of
-/// `caravan plan`. Errors: kOutOfMemory.
+/// `caravan plan`. The dtypes are those of `flags`, the sizes those of `options`.
+/// Errors: kOutOfMemory.
 void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunnerOptions& options);
 
 /// "auto" -> unset. Errors: kInvalidArgument.

@@ -146,7 +146,9 @@ void run_run(const RunFlags& flags) {
       .max_seq_len = std::min(limit, longest(prompts) + flags.sampling.max_output_len),
       .max_num_batched_tokens = 512};
   check_memory(dir, flags.model,
-               {.max_num_batched_tokens = options.max_num_batched_tokens,
+               {.dtype = std::nullopt,
+                .kv_cache_dtype = std::nullopt,
+                .max_num_batched_tokens = options.max_num_batched_tokens,
                 .max_num_logits = options.max_batch_size,
                 .max_seq_len = options.max_seq_len,
                 .max_batch_size = options.max_batch_size});

@@ -9,10 +9,10 @@
 namespace caravan {
 
 double logsumexp(std::span<const float> logits) {
-  const double largest = *std::max_element(logits.begin(), logits.end());
+  const float largest = *std::max_element(logits.begin(), logits.end());
   double sum = 0;
   for (const float logit : logits) sum += std::exp(logit - largest);
-  return largest + std::log(sum);
+  return static_cast<double>(largest) + std::log(sum);
 }
 
 namespace {
@@ -38,6 +38,7 @@ Scorer::Scorer(ModelRunner& runner) : runner_(runner), batch_(runner.cache().blo
   block_table_.resize(static_cast<size_t>(std::min(
       runner.cache().num_blocks(), ceil_div(runner.max_seq_len(), runner.cache().block_size()))));
   std::iota(block_table_.begin(), block_table_.end(), 0);
+  logsumexps_.resize(static_cast<size_t>(runner.max_num_logits()));
 }
 
 Score Scorer::score(std::span<const int32_t> ids, int num_top, const OnLogits& on_logits) {
@@ -60,17 +61,23 @@ Score Scorer::score(std::span<const int32_t> ids, int num_top, const OnLogits& o
     for (int64_t row = 0; row < count; row += runner_.max_num_logits()) {
       const int64_t num_rows = std::min(runner_.max_num_logits(), count - row);
       const std::span<const float> logits = runner_.logits(row, num_rows);
+      const auto row_of = [&](int64_t i) {
+        return logits.subspan(static_cast<size_t>(i * vocab_size), static_cast<size_t>(vocab_size));
+      };
+#pragma omp parallel for schedule(static)
+      for (int64_t i = 0; i < num_rows; ++i) {
+        logsumexps_[static_cast<size_t>(i)] = logsumexp(row_of(i));
+      }
       for (int64_t i = 0; i < num_rows; ++i) {
         const int64_t position = begin + row + i;
-        const std::span<const float> one =
-            logits.subspan(static_cast<size_t>(i * vocab_size), static_cast<size_t>(vocab_size));
+        const std::span<const float> one = row_of(i);
         if (on_logits) on_logits(position, one);
         if (position + 1 < num_tokens) {
           const auto next = static_cast<size_t>(ids[static_cast<size_t>(position + 1)]);
-          score.nll += logsumexp(one) - static_cast<double>(one[next]);
+          score.nll += logsumexps_[static_cast<size_t>(i)] - static_cast<double>(one[next]);
         } else {
           score.last_top = most_likely(one, num_top);
-          score.last_logsumexp = logsumexp(one);
+          score.last_logsumexp = logsumexps_[static_cast<size_t>(i)];
         }
       }
     }

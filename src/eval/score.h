@@ -36,9 +36,10 @@ class Scorer {
   ModelRunner& runner_;
   Batch batch_;
   std::vector<int32_t> block_table_;
+  std::vector<double> logsumexps_;  // [max_num_logits]
 };
 
-/// log(sum(exp(logits))) in double.
+/// log(sum(exp(logits))): float exponentials (each within 1 ulp), summed in double.
 double logsumexp(std::span<const float> logits);
 
 }  // namespace caravan

@@ -1,6 +1,7 @@
 """What the command line tests share: running the program, small models, comparing directories."""
 
 import hashlib
+import json
 import os
 import pathlib
 import subprocess
@@ -47,3 +48,31 @@ def one_error_line(result):
 def exists(path):
     """os.path.lexists, for symmetry with the checks."""
     return os.path.lexists(path)
+
+
+class Checker:
+    """Runs commands and collects what is wrong."""
+
+    def __init__(self, program):
+        self.program = program
+        self.failures = []
+
+    def expect(self, condition, what):
+        if not condition:
+            self.failures.append(what)
+
+    def refuses(self, status, text, *arguments):
+        """The command fails with `status` and one line that contains `text`."""
+        result = run(self.program, *arguments)
+        good = result.returncode == status and one_error_line(result) and text in result.stderr
+        self.expect(
+            good,
+            f"{arguments}: exit {result.returncode}, expected {status} and '{text}': "
+            f"{result.stderr}",
+        )
+
+    def json(self, *arguments):
+        """stdout of a command that succeeds, parsed."""
+        result = run(self.program, *arguments)
+        self.expect(result.returncode == 0, f"{arguments}: {result.stderr}")
+        return json.loads(result.stdout or "{}")

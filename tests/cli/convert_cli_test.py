@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-from cli_tools import digests, exists, one_error_line, run, run_or_die, synth
+from cli_tools import Checker, digests, exists, one_error_line, run, run_or_die, synth
 
 LEGACY_BUILD = """--dtype float16 --max_batch_size 32 --max_input_len 64 --max_output_len 50
   --use_gpt_attention_plugin float16 --use_layernorm_plugin float16 --use_lookup_plugin float16
@@ -21,56 +21,25 @@ LEGACY_BUILD = """--dtype float16 --max_batch_size 32 --max_input_len 64 --max_o
   --log_level info""".split()
 
 
-class Checker:
-    """Runs commands and collects what is wrong."""
-
-    def __init__(self, program):
-        self.program = program
-        self.failures = []
-
-    def expect(self, condition, what):
-        if not condition:
-            self.failures.append(what)
-
-    def refuses(self, status, text, *arguments):
-        """The command fails with `status` and one line that contains `text`."""
-        result = run(self.program, *arguments)
-        good = result.returncode == status and one_error_line(result) and text in result.stderr
-        self.expect(
-            good,
-            f"{arguments}: exit {result.returncode}, expected {status} and '{text}': "
-            f"{result.stderr}",
-        )
-
-    def json(self, *arguments):
-        """stdout of a command that succeeds, parsed."""
-        result = run(self.program, *arguments)
-        self.expect(result.returncode == 0, f"{arguments}: {result.stderr}")
-        return json.loads(result.stdout or "{}")
-
-
 def test_spellings(check, work):
     """The flags of 2023 and ours make the same bytes."""
     model = work / "model"
-    run_or_die(check.program, "convert", "--model", model, "--output", work / "c1", "--dtype", "float16")
-    run_or_die(check.program, "convert", "-i", model, "-o", work / "c2", "-t", "fp16", "-p", "4")
-    run_or_die(
-        check.program, "convert", "--in-file", model, "--out-dir", work / "c3", "--storage-type", "float16"
-    )
+    for output, flags in {
+        "c1": ["--model", model, "--output", work / "c1", "--dtype", "float16"],
+        "c2": ["-i", model, "-o", work / "c2", "-t", "fp16", "-p", "4"],
+        "c3": ["--in-file", model, "--out-dir", work / "c3", "--storage-type", "float16"],
+    }.items():
+        run_or_die(check.program, "convert", *flags)
+        check.expect(exists(work / output), f"convert {flags}")
     check.expect(digests(work / "c1") == digests(work / "c2") == digests(work / "c3"), "convert")
     sizes = "--max-batch-size 32 --max-input-len 64 --max-output-len 50".split()
     run_or_die(check.program, "build", "--model", work / "c1", "--output", work / "e1", *sizes)
-    run_or_die(
-        check.program, "build", "--model_dir", work / "c1", "--output_dir", work / "e2", *LEGACY_BUILD
-    )
+    legacy = ["build", "--model_dir", work / "c1", "--output_dir", work / "e2", *LEGACY_BUILD]
+    run_or_die(check.program, *legacy)
     check.expect(digests(work / "e1") == digests(work / "e2"), "build")
     # Each retired flag has its line in the log.
     shutil.rmtree(work / "e2")
-    result = subprocess.run(
-        [check.program, "build", "--model_dir", work / "c1", "--output_dir", work / "e2", *LEGACY_BUILD],
-        capture_output=True,
-        text=True,
-    )
+    result = subprocess.run([check.program, *legacy], capture_output=True, text=True)
     lines = [line for line in result.stderr.splitlines() if "has no meaning here" in line]
     check.expect(len(lines) == 14, f"retired flags: {lines}")
 

@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""run, score, tokenize and bench as users call them, on the trained model.
+
+usage: run_cli_test.py PROGRAM SOURCE_DIR
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from cli_tools import Checker, run
+
+EOS = 50256
+CAMEL = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes "
+    "the request.\n\n### Instruction:\nName three colours.\n\n### Response:"
+)
+
+
+def clear_prefix(margins):
+    """How many greedy tokens come before the first near tie."""
+    for i, margin in enumerate(margins):
+        if margin <= 1e-3:
+            return i
+    return len(margins)
+
+
+def check_greedy(check, model, prompts, directory):
+    """64 greedy tokens of every golden prompt, all prompts in one batch and one at a time."""
+    path = directory / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": p["text"]}) + "\n" for p in prompts))
+    flags = ["--dtype", "float32", "--ignore-eos", "-n", "64", "--json"]
+    result = run(check.program, "run", "--model", model, "--input", path, *flags)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    check.expect(len(rows) == len(prompts), f"{len(rows)} completions: {result.stderr}")
+    num_equal = 0
+    for prompt, row in zip(prompts, rows):
+        check.expect(row["prompt_ids"] == prompt["ids"], f"prompt ids of {prompt['text']!r}")
+        clear = clear_prefix(prompt["greedy_margin"])
+        num_equal += clear
+        check.expect(
+            row["output_ids"][:clear] == prompt["greedy64"][:clear],
+            f"greedy tokens of {prompt['text']!r}: {row['output_ids']}",
+        )
+        check.expect(row["finish_reason"] == "length", "64 tokens end by length")
+    check.expect(num_equal > 900, f"only {num_equal} tokens were compared")
+    alone = run(check.program, "run", "--model", model, "--prompt", prompts[0]["text"], *flags)
+    check.expect(
+        json.loads(alone.stdout)["output_ids"] == rows[0]["output_ids"],
+        "the first prompt alone gives other tokens than among the others",
+    )
+
+
+def check_score(check, model, prompts):
+    """nll, top-20 and logsumexp against the goldens, from ids and from text."""
+    lines = [json.dumps({"ids": p["ids"]}) for p in prompts[:3]]
+    lines += [json.dumps({"text": p["text"]}) for p in prompts[:3]]
+    result = subprocess.run(
+        [check.program, "-q", "score", "--model", model, "--dtype", "float32", "--input", "-"],
+        input="\n".join(lines), capture_output=True, text=True, check=False,
+    )
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    check.expect(len(rows) == 6, f"score: {result.stderr}")
+    for prompt, row in zip(prompts[:3] * 2, rows):
+        check.expect(abs(row["nll"] / prompt["nll"] - 1) < 1e-3, f"nll {row['nll']}")
+        check.expect(row["num_scored"] == len(prompt["ids"]) - 1, "num_scored")
+        check.expect(len(row["last_top20"]) == 20, "last_top20")
+        check.expect(abs(row["last_logsumexp"] - prompt["last_logsumexp"]) < 1e-3, "logsumexp")
+
+
+def check_run_flags(check, model, directory):
+    """Templates, stopping, sampling, truncation."""
+    base = ["run", "--model", model, "--json"]
+    camel = check.json(*base, "--template", "camel", "--instruction", "Name three colours.", "-n", 8)
+    plain = check.json(*base, "--prompt", CAMEL, "-n", 8)
+    check.expect(camel["prompt_ids"] == plain["prompt_ids"], "the camel template")
+    check.expect(camel["output_ids"] == plain["output_ids"], "the camel template's output")
+
+    free = check.json(*base, "--prompt", "The ship", "-n", 24, "--ignore-eos")
+    stop = free["text"].strip().split()[2]
+    stopped = check.json(*base, "--prompt", "The ship", "-n", 24, "--ignore-eos", "--stop", stop)
+    check.expect(stopped["finish_reason"] == "stop", "a stop string ends with reason stop")
+    check.expect(
+        stopped["text"] == free["text"][: free["text"].index(stop)], "text before the stop string"
+    )
+
+    story = check.json(*base, "--template", "camel", "--instruction", "Say hello.", "-n", 200)
+    if story["finish_reason"] == "stop":
+        check.expect(story["output_ids"][-1] == EOS, "the end-of-text token ends the output")
+        check.expect("<|endoftext|>" not in story["text"], "special tokens are not text")
+
+    sampled = ["--prompt", "Once", "-n", 12, "--temperature", 0.9, "--top-p", 0.95, "--top-k", 50]
+    one = check.json(*base, *sampled, "--seed", 5)
+    two = check.json(*base, *sampled, "--seed", 5)
+    check.expect(one["output_ids"] == two["output_ids"], "the same seed gives the same tokens")
+    several = run(check.program, *base, *sampled, "--seed", 5, "--num-return", 3)
+    rows = [json.loads(line) for line in several.stdout.splitlines()]
+    check.expect(len(rows) == 3, several.stderr)
+    check.expect(rows[0]["output_ids"] == one["output_ids"], "the first of three is seed 5")
+    check.expect(len({tuple(r["output_ids"]) for r in rows}) > 1, "seeds differ")
+
+    long_text = "word " * 1100
+    long_file = directory / "long.jsonl"
+    long_file.write_text(json.dumps({"prompt": long_text}) + "\n")
+    base_long = ["run", "--model", model, "--input", long_file, "-n", 4, "--json"]
+    check.refuses(64, "--truncate head|tail", *base_long)
+    cut = check.json(*base_long, "--truncate", "head")
+    check.expect(len(cut["prompt_ids"]) == 1020, "a cut prompt leaves room for the output")
+    check.expect(cut["prompt_tokens_dropped"] > 0, "what was dropped is reported")
+
+    environment = dict(os.environ, CARAVAN_MAX_OUTPUT_LEN="3", CARAVAN_MODEL=str(model))
+    result = subprocess.run(
+        [check.program, "-q", "run", "--prompt", "A", "--ignore-eos", "--json"],
+        capture_output=True, text=True, env=environment, check=False,
+    )
+    check.expect(
+        result.returncode == 0 and len(json.loads(result.stdout)["output_ids"]) == 3,
+        f"flags from the environment: {result.stderr}",
+    )
+
+
+def check_refusals(check, model, directory):
+    """Wrong input ends with one line and the documented status."""
+    bad = directory / "bad.jsonl"
+    bad.write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    run_flags = ["run", "--model", model]
+    check.refuses(65, 'bad.jsonl:2: "prompt" is not a string', *run_flags, "--input", bad)
+    check.refuses(66, "no such directory", "run", "--model", directory / "none", "--prompt", "a")
+    check.refuses(64, "the prompt is empty", *run_flags, "--prompt", "")
+    check.refuses(64, "temperature -1", *run_flags, "--prompt", "a", "--temperature", -1)
+    check.refuses(64, "top_p 0", *run_flags, "--prompt", "a", "--top-p", 0)
+    check.refuses(64, "--dtype int8", *run_flags, "--prompt", "a", "--dtype", "int8")
+    check.refuses(78, "device cuda", *run_flags, "--prompt", "a", "--device", "cuda")
+    check.refuses(64, "CPU instruction set", *run_flags, "--prompt", "a", "--cpu-isa", "mmx")
+    check.refuses(71, "1.0", *run_flags, "--prompt", "a", "--memory", "1MB")
+    ids = directory / "ids.jsonl"
+    ids.write_text('{"ids": [1, 50258]}\n')
+    check.refuses(64, "outside the vocabulary", "score", "--model", model, "--input", ids)
+    ids.write_text('{"ids": [1, "x"]}\n')
+    check.refuses(65, 'ids.jsonl:1: "ids"[1]', "score", "--model", model, "--input", ids)
+
+
+def check_bench(check, model):
+    """Two rows with positive rates; no claim about how large."""
+    result = run(
+        check.program, "bench", "latency", "--model", model, "--prompt-lens", "32", "--contexts",
+        "32", "--steps", "2", "--repeats", "1", "--json",
+    )
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    check.expect([r["test"] for r in rows] == ["prefill", "decode"], result.stderr)
+    for row in rows:
+        check.expect(row["rate"] > 0 and row["read_gb_per_s"] > 0, f"bench row {row}")
+
+
+def main():
+    program, source = sys.argv[1], pathlib.Path(sys.argv[2])
+    model = source / "models" / "camel-nano"
+    golden = json.loads((source / "tests" / "goldens" / "camel-nano.json").read_text())
+    check = Checker(program)
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        check_greedy(check, model, golden["prompts"], directory)
+        check_score(check, model, golden["prompts"])
+        check_run_flags(check, model, directory)
+        check_refusals(check, model, directory)
+        check_bench(check, model)
+    for failure in check.failures:
+        print(failure, file=sys.stderr)
+    return 1 if check.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
