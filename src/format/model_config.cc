@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <limits>
+#include <system_error>
 
 #include "core/error.h"
 #include "core/json.h"
@@ -66,6 +67,7 @@ constexpr std::array kHarmlessFields = {"_attn_implementation",
                                         "begin_suppress_tokens",
                                         "caravan",
                                         "chunk_size_feed_forward",
+                                        "cls_token_id",
                                         "cross_attention_hidden_size",
                                         "decoder_start_token_id",
                                         "diversity_penalty",
@@ -84,6 +86,8 @@ constexpr std::array kHarmlessFields = {"_attn_implementation",
                                         "keys_to_ignore_at_inference",
                                         "label2id",
                                         "length_penalty",
+                                        "low_memory",
+                                        "mask_token_id",
                                         "max_length",
                                         "max_new_tokens",
                                         "min_length",
@@ -100,6 +104,7 @@ constexpr std::array kHarmlessFields = {"_attn_implementation",
                                         "prefix",
                                         "problem_type",
                                         "remove_invalid_values",
+                                        "renormalize_logits",
                                         "repetition_penalty",
                                         "resid_pdrop",
                                         "return_dict",
@@ -122,6 +127,7 @@ constexpr std::array kHarmlessFields = {"_attn_implementation",
                                         "torchscript",
                                         "transformers_version",
                                         "typical_p",
+                                        "unk_token_id",
                                         "use_bfloat16",
                                         "use_cache",
                                         "xla_device"};
@@ -332,7 +338,8 @@ ModelConfig load_model_config(const std::string& directory) {
   const std::string path = directory + "/config.json";
   ModelConfig config = parse_model_config(read_text_file(path, kMaxConfigBytes), path);
   const std::string generation_path = directory + "/generation_config.json";
-  if (std::filesystem::exists(generation_path)) {
+  std::error_code unreadable;
+  if (std::filesystem::exists(generation_path, unreadable)) {
     read_token_ids(parse_object(read_text_file(generation_path, kMaxConfigBytes), generation_path),
                    generation_path, config);
   }

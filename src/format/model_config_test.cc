@@ -1,6 +1,7 @@
 #include "format/model_config.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <filesystem>

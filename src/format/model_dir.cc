@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <filesystem>
 #include <limits>
+#include <set>
+#include <system_error>
 
 #include "core/error.h"
 #include "core/mapped_file.h"
@@ -79,10 +81,12 @@ void check_engine_table(const ModelDir& dir, const std::string& where) {
                        "{}: caravan.tensors.{}.layout: got {}, which only matrices have", where,
                        spec.name, linear_layout_name(tensor.layout));
   }
+  // Every name that is needed is there, once: only a longer table has others.
+  if (dir.tensors.size() == specs.size()) return;
+  std::set<std::string_view> known;
+  for (const WeightSpec& spec : specs) known.insert(spec.name);
   for (const auto& [name, tensor] : dir.tensors) {
-    const bool is_known = std::any_of(specs.begin(), specs.end(),
-                                      [&](const WeightSpec& spec) { return spec.name == name; });
-    CARAVAN_CHECK_CODE(is_known, kCorrupt,
+    CARAVAN_CHECK_CODE(known.contains(name), kCorrupt,
                        "{}: caravan.tensors: {} has no place in the architecture", where,
                        printable(name));
   }
@@ -156,7 +160,8 @@ std::string ModelDir::rank_path(int rank) const {
 }
 
 ModelDir open_model_dir(const std::string& path) {
-  CARAVAN_CHECK_CODE(fs::is_directory(path), kNotFound, "{}: no such directory", path);
+  std::error_code unreadable;  // reads as "not there"
+  CARAVAN_CHECK_CODE(fs::is_directory(path, unreadable), kNotFound, "{}: no such directory", path);
   ModelConfig config = load_model_config(path);
   return parse_model_dir(read_text_file(path + "/config.json", kMaxConfigBytes), std::move(config),
                          path);

@@ -1,6 +1,7 @@
 #include "format/model_dir.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>

@@ -44,7 +44,7 @@ struct Pickle {
 
 /// Runs the pickle that begins at `bytes[begin]` in a machine that knows tensors, storages,
 /// numbers, strings and containers; docs/formats.md lists its opcodes and globals. Nothing is
-/// imported or called. Memory is bounded by 2^20 opcodes, about 64 MB. `bytes` must outlive the
+/// imported or called. Memory is bounded by 2^20 opcodes, about 100 MB. `bytes` must outlive the
 /// result. Errors: kUnsupported for an opcode, global or call outside the list, named; kCorrupt for
 /// a pickle that breaks the format. Messages start "<where>: offset N: ", N counted from bytes[0].
 Pickle run_pickle(std::span<const std::byte> bytes, size_t begin, const std::string& where);
