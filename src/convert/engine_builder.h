@@ -1,11 +1,11 @@
 #pragma once
 
-#include <boost/json.hpp>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "convert/memory_plan.h"
+#include "core/json.h"
 #include "format/model_dir.h"
 
 namespace caravan {

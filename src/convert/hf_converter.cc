@@ -40,8 +40,7 @@ std::vector<SourceFile> hash_sources(const ResolvedWeights& resolved) {
     SourceFile file;
     file.name = std::filesystem::path(path).filename().string();
     file.num_bytes = std::filesystem::file_size(path);
-    file.xxh3 = hash_file(path);
-    progress.add(file.num_bytes);
+    file.xxh3 = hash_file(path, progress);
     files.push_back(std::move(file));
   }
   return files;

@@ -1,12 +1,12 @@
 #pragma once
 
-#include <boost/json.hpp>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "core/json.h"
 #include "core/linear_layout.h"
 #include "format/model_config.h"
 #include "format/model_dir.h"

@@ -1,9 +1,9 @@
 #pragma once
 
-#include <boost/json.hpp>
 #include <string>
 #include <vector>
 
+#include "core/json.h"
 #include "format/model_config.h"
 
 namespace caravan {

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <boost/json.hpp>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -13,6 +12,7 @@
 #include <sstream>
 
 #include "core/error.h"
+#include "core/json.h"
 #include "core/mapped_file.h"
 
 namespace caravan {
@@ -227,7 +227,7 @@ void ConvertJournal::remove() {
                      std::strerror(errno));
 }
 
-uint64_t hash_file(const std::string& path) {
+uint64_t hash_file(const std::string& path, Progress& progress) {
   const int fd = open_file(path, O_RDONLY);
   std::vector<char> buffer(kReadBytes);
   Xxh3 state;
@@ -235,6 +235,7 @@ uint64_t hash_file(const std::string& path) {
     for (uint64_t offset = 0;;) {
       const size_t n = read_some(fd, path, offset, buffer.data(), buffer.size());
       state.update(std::as_bytes(std::span(buffer.data(), n)));
+      progress.add(n);
       offset += n;
       if (n < buffer.size()) break;
     }

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/progress.h"
 #include "format/checksum.h"
 #include "format/safetensors.h"
 
@@ -82,7 +83,7 @@ class ConvertJournal {
   int fd_ = -1;
 };
 
-/// XXH3-64 of a whole file, read in pieces. Errors: kNotFound, kIo.
-uint64_t hash_file(const std::string& path);
+/// XXH3-64 of a whole file, read in pieces; progress counts bytes. Errors: kIo.
+uint64_t hash_file(const std::string& path, Progress& progress);
 
 }  // namespace caravan

@@ -1,12 +1,12 @@
 #pragma once
 
-#include <boost/json.hpp>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/json.h"
 #include "engine/model_runner.h"
 #include "tokenizer/tokenizer.h"
 

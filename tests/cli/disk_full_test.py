@@ -5,8 +5,7 @@ usage: disk_full_test.py PROGRAM
 
 Two ways to run out: a limit on the size of one file (RLIMIT_FSIZE, EFBIG), at sizes spread over the
 whole output, and a small tmpfs (ENOSPC) where mounting is allowed. Each time: exit status 74, one
-line on stderr, nothing under the final name and no temporary file; with room again, the same command
-succeeds.
+line on stderr, nothing under the final name and no temporary file.
 """
 
 import pathlib
