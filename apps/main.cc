@@ -1,4 +1,7 @@
+#include <unistd.h>
+
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
@@ -29,6 +32,15 @@ int exit_status(ErrorCode code) {
       return 74;
   }
   return 70;
+}
+
+// libgomp's threads spin for milliseconds at every barrier unless told otherwise. On a machine that
+// others use too, that costs most of the speed (docs/benchmarks.md, "Waiting threads"). libgomp reads
+// its settings before main(), so the program starts itself once more with a short spin, about 2 ms.
+void restart_with_short_spin(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  ::setenv("GOMP_SPINCOUNT", "100", 1);
+  ::execv("/proc/self/exe", argv);  // returns only when it cannot; then libgomp's own setting stays
 }
 
 void set_environment_names(CLI::App& app) {
@@ -76,6 +88,7 @@ int run(int argc, char** argv) {
 }  // namespace caravan
 
 int main(int argc, char** argv) {
+  caravan::restart_with_short_spin(argv);
   try {
     return caravan::run(argc, argv);
   } catch (const caravan::Error& e) {
