@@ -1,5 +1,6 @@
 #include <unistd.h>
 
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -89,6 +90,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   caravan::restart_with_short_spin(argv);
+  std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a write error like any other
   try {
     return caravan::run(argc, argv);
   } catch (const caravan::Error& e) {

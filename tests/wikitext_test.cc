@@ -1,5 +1,5 @@
 // The trained model on WikiText-2's raw test split: perplexity against float64, and what 16-bit
-// weights and caches change. docs/numerics.md derives the bounds.
+// weights and caches change. docs/accuracy.md derives the bounds.
 
 #include <gtest/gtest.h>
 
@@ -10,6 +10,7 @@
 #include "core/json.h"
 #include "core/mapped_file.h"
 #include "engine/model_runner.h"
+#include "eval/parity.h"
 #include "eval/score.h"
 #include "format/model_dir.h"
 #include "tokenizer/tokenizer.h"
@@ -112,15 +113,22 @@ Change change_of(DType dtype, size_t num_windows) {
   return change;
 }
 
-TEST(WikitextTest, Float16ChangesWhatItsRoundingExplains) {
-  const Change change = change_of(DType::kF16, 2);
-  EXPECT_LT(change.kl, 1);
+// The bounds are those of a parity certificate (docs/accuracy.md).
+class SixteenBitTest : public ::testing::TestWithParam<DType> {};
+
+TEST_P(SixteenBitTest, ChangesWhatItsRoundingExplains) {
+  const Change change = change_of(GetParam(), 4);
+  const ParityTolerances bounds = parity_tolerances(GetParam());
+  EXPECT_LT(change.kl, bounds.kl_mean);
+  EXPECT_GT(change.agreement, bounds.top1_agreement);
+  EXPECT_LT(change.relative_nll, 1e-2);
+  EXPECT_GT(change.kl, 0);  // 16 bits are in use
 }
 
-TEST(WikitextTest, Bfloat16ChangesWhatItsRoundingExplains) {
-  const Change change = change_of(DType::kBF16, 2);
-  EXPECT_LT(change.kl, 1);
-}
+INSTANTIATE_TEST_SUITE_P(DTypes, SixteenBitTest, ::testing::Values(DType::kF16, DType::kBF16),
+                         [](const auto& param_info) {
+                           return std::string(dtype_name(param_info.param));
+                         });
 
 }  // namespace
 }  // namespace caravan

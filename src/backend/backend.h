@@ -29,6 +29,10 @@ class Backend {
 
   /// The layout in which this backend's kernels read linear weights of `dtype`.
   virtual LinearLayout linear_layout(DType dtype) const = 0;
+  /// True when the kernels read `layout` too, if not as fast.
+  virtual bool reads_layout(LinearLayout layout, DType dtype) const {
+    return layout == linear_layout(dtype);
+  }
   /// Tokens of one block of the paged KV cache.
   virtual int64_t kv_block_size() const = 0;
 

@@ -25,6 +25,9 @@ class CpuBackend : public Backend {
                        context_.num_threads == 1 ? "" : "s");
   }
   LinearLayout linear_layout(DType dtype) const override { return cpu_linear_layout(isa_, dtype); }
+  bool reads_layout(LinearLayout layout, DType dtype) const override {
+    return isa_ == CpuIsa::kReference || layout == linear_layout(dtype);
+  }
   int64_t kv_block_size() const override { return kKvBlockSize; }
 
   Buffer allocate(size_t num_bytes) override { return Buffer::host(num_bytes); }

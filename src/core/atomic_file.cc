@@ -108,17 +108,19 @@ void AtomicDirectory::commit() {
     sync_path(entry.path().string());
   }
   sync_path(work_path_);
-  // rename() cannot replace a directory that has files: move the old one aside first.
-  const std::string old_path = fmt::format("{}.old-{}", path_, ::getpid());
-  const bool had_old = replace_ && fs::exists(path_);
-  if (had_old) {
-    CARAVAN_CHECK_CODE(::rename(path_.c_str(), old_path.c_str()) == 0, kIo,
-                       "{}: cannot move aside: {}", path_, std::strerror(errno));
+  if (replace_ && fs::exists(path_)) {
+    // rename() cannot replace a directory that has files, so the two change places in one step; at
+    // no moment is the final name missing.
+    CARAVAN_CHECK_CODE(::renameat2(AT_FDCWD, work_path_.c_str(), AT_FDCWD, path_.c_str(),
+                                   RENAME_EXCHANGE) == 0,
+                       kIo, "{}: cannot take the place of the old one: {}", path_,
+                       std::strerror(errno));
+    fs::remove_all(work_path_);
+  } else {
+    CARAVAN_CHECK_CODE(::rename(work_path_.c_str(), path_.c_str()) == 0, kIo,
+                       "{}: cannot rename: {}", path_, std::strerror(errno));
   }
-  CARAVAN_CHECK_CODE(::rename(work_path_.c_str(), path_.c_str()) == 0, kIo, "{}: cannot rename: {}",
-                     path_, std::strerror(errno));
   sync_path(parent_of(path_));
-  if (had_old) fs::remove_all(old_path);
 }
 
 void AtomicDirectory::discard() {

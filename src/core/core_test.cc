@@ -145,6 +145,17 @@ TEST_F(AtomicFileTest, DirectoryIsRenamedWholeAndLocked) {
   EXPECT_THROW(AtomicDirectory(path("d"), false), Error);
 }
 
+TEST_F(AtomicFileTest, DirectoryTakesThePlaceOfAnother) {
+  fs::create_directories(path_ / "d");
+  std::ofstream(path("d/old")) << "1";
+  AtomicDirectory directory(path("d"), true);
+  std::ofstream(directory.work_path() + "/new") << "2";
+  directory.commit();
+  EXPECT_TRUE(fs::exists(path("d/new")));
+  EXPECT_FALSE(fs::exists(path("d/old")));
+  EXPECT_FALSE(fs::exists(directory.work_path()));
+}
+
 TEST_F(AtomicFileTest, MappedFileChecksRanges) {
   std::ofstream(path("m")) << "0123456789";
   const MappedFile file = MappedFile::open(path("m"));

@@ -99,17 +99,16 @@ class Gpt2Model::Loader {
                          spec.name, dtype_name(tensor->dtype), dtype_name(dtype));
       int64_t elements = spec.shape.num_elements();
       if (is_matrix(spec.role)) {
-        const LinearLayout wanted = model_.backend_->linear_layout(dtype_);
-        CARAVAN_CHECK_CODE(info.layout == wanted, kUnsupported,
+        CARAVAN_CHECK_CODE(model_.backend_->reads_layout(info.layout, dtype_), kUnsupported,
                            "{}: {} is packed as {}, this backend reads {}; build the engine again "
                            "for this machine",
                            dir_.path, spec.name, linear_layout_name(info.layout),
-                           linear_layout_name(wanted));
+                           linear_layout_name(model_.backend_->linear_layout(dtype_)));
         CARAVAN_CHECK_CODE(
             info.in_features == spec.in_features && info.out_features == spec.out_features,
             kCorrupt, "{}: {} is {} x {} in the tensor table, expected {} x {}", dir_.path,
             spec.name, info.in_features, info.out_features, spec.in_features, spec.out_features);
-        elements = linear_num_elements(wanted, spec.in_features, spec.out_features);
+        elements = linear_num_elements(info.layout, spec.in_features, spec.out_features);
       }
       CARAVAN_CHECK_CODE(tensor->shape.num_elements() == elements, kCorrupt,
                          "{}: {} has {} elements, expected {}", dir_.path, spec.name,
@@ -118,7 +117,7 @@ class Gpt2Model::Loader {
       if (!model_.backend_->reads_host_memory() || reinterpret_cast<uintptr_t>(data) % 64 != 0) {
         data = to_device(data, tensor->num_bytes());
       }
-      add(spec, data, dtype);
+      add(spec, data, dtype, info.layout);
     }
   }
 
@@ -139,13 +138,13 @@ class Gpt2Model::Loader {
     const DType dtype = w.spec.role == WeightRole::kVector ? DType::kF32 : dtype_;
     Buffer converted;
     const void* source = as_dtype(*w.tensor, dtype, converted);
+    const LinearLayout layout = model_.backend_->linear_layout(dtype);
     if (!is_matrix(w.spec.role)) {
       add(w.spec,
           to_device(source, static_cast<size_t>(w.spec.shape.num_elements()) * dtype_size(dtype)),
-          dtype);
+          dtype, layout);
       return;
     }
-    const LinearLayout layout = model_.backend_->linear_layout(dtype);
     const auto num_bytes =
         static_cast<size_t>(linear_num_elements(layout, w.spec.in_features, w.spec.out_features)) *
         dtype_size(dtype);
@@ -154,12 +153,12 @@ class Gpt2Model::Loader {
       void* packed = model_.buffers_.back().data();
       pack_linear(source, w.spec.stored_layout, dtype, w.spec.in_features, w.spec.out_features,
                   layout, packed);
-      add(w.spec, packed, dtype);
+      add(w.spec, packed, dtype, layout);
     } else {
       const Buffer packed = Buffer::host(num_bytes);
       pack_linear(source, w.spec.stored_layout, dtype, w.spec.in_features, w.spec.out_features,
                   layout, packed.data());
-      add(w.spec, to_device(packed.data(), num_bytes), dtype);
+      add(w.spec, to_device(packed.data(), num_bytes), dtype, layout);
     }
   }
 
@@ -169,11 +168,11 @@ class Gpt2Model::Loader {
     return model_.buffers_.back().data();
   }
 
-  void add(const WeightSpec& spec, const void* data, DType dtype) {
+  void add(const WeightSpec& spec, const void* data, DType dtype, LinearLayout layout) {
     if (is_matrix(spec.role)) {
       matrices_[spec.name] = {.data = data,
                               .dtype = dtype,
-                              .layout = model_.backend_->linear_layout(dtype),
+                              .layout = layout,
                               .in_features = spec.in_features,
                               .out_features = spec.out_features};
     } else {
