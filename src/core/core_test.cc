@@ -1,4 +1,5 @@
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <cmath>
 #include <filesystem>
@@ -164,6 +165,8 @@ TEST_F(AtomicFileTest, MappedFileChecksRanges) {
   EXPECT_THROW(file.bytes(~uint64_t{0}, 2), Error);
   EXPECT_THROW(MappedFile::open(path("none")), Error);
   EXPECT_THROW(MappedFile::open(path_.string()), Error);
+  ASSERT_EQ(::mkfifo(path("fifo").c_str(), 0600), 0);
+  EXPECT_THROW(MappedFile::open(path("fifo")), Error);  // and does not wait for a writer
 }
 
 }  // namespace

@@ -19,8 +19,9 @@ constexpr uint64_t kPage = 4096;
 
 class FileDescriptor {
  public:
+  // O_NONBLOCK: opening a FIFO must not wait for a writer; it is refused below.
   explicit FileDescriptor(const std::string& path)
-      : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {
+      : fd_(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK)) {
     if (fd_ < 0 && errno == ENOENT) CARAVAN_FAIL(kNotFound, "{}: no such file", path);
     CARAVAN_CHECK_CODE(fd_ >= 0, kIo, "{}: cannot open: {}", path, std::strerror(errno));
     struct stat info {};
