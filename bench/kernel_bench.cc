@@ -94,12 +94,15 @@ class Bench {
         static_cast<size_t>(linear_num_elements(layout, in, out)) * dtype_size(pool.dtype());
     const std::vector<float> x = random_floats(static_cast<size_t>(tokens * in));
     const std::vector<float> bias = random_floats(static_cast<size_t>(out));
-    std::vector<float> y(static_cast<size_t>(tokens * out));
+    // As the engine allocates them: in large pages.
+    Buffer x_buffer = Buffer::host(x.size() * sizeof(float));
+    std::memcpy(x_buffer.data(), x.data(), x.size() * sizeof(float));
+    Buffer y = Buffer::host(static_cast<size_t>(tokens * out) * sizeof(float));
     LinearParams p;
     p.num_tokens = tokens;
-    p.x = x.data();
+    p.x = x_buffer.as<const float>();
     p.activation = activation;
-    p.y = y.data();
+    p.y = y.as<float>();
     const double seconds = best_seconds([&] {
       p.weight = {pool.take(weight_bytes), pool.dtype(), layout, in, out, bias.data()};
       kernels_.linear(p, context_);

@@ -28,6 +28,10 @@ class EmulatedTiles {
     }
   }
   template <int kTile>
+  void load_streamed(const void* from, int64_t stride) {
+    load<kTile>(from, stride);
+  }
+  template <int kTile>
   void store(void* to, int64_t stride) const {
     for (int r = 0; r < rows_[kTile]; ++r) {
       __builtin_memcpy(static_cast<char*>(to) + r * stride, data_[kTile][r], 64);

@@ -65,7 +65,7 @@ std::optional<CpuIsa> parse_cpu_isa(std::string_view name) {
 bool cpu_isa_available(CpuIsa isa) {
   static const bool avx2 = has_avx2();
   static const bool avx512 = has_avx512();
-  static const bool amx = avx512 && has_amx();
+  static const bool amx = avx512 && __builtin_cpu_supports("avx512bf16") && has_amx();
   switch (isa) {
     case CpuIsa::kReference:
       return true;

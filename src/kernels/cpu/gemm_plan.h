@@ -47,19 +47,22 @@ struct GemmPlan {
   }
 };
 
-/// Groups as wide as `max_group`, but at least three turns for each thread if the layer has them;
-/// rows are split only when there are too few panels.
+/// Groups of `max_group` panels or fewer, `min_turns` or more for each thread if the layer has so
+/// many panels; rows are split only when there are too few panels for the threads. Every turn reads
+/// all rows once, so wide groups spare the caches and many turns balance uneven threads.
 static inline GemmPlan plan_gemm(int64_t num_panels, int64_t num_tiles, int64_t max_group,
-                                 int num_threads) {
-  if (num_threads == 1) return {num_tiles, 1, num_panels, div_up(num_panels, max_group)};
-  const int64_t turns = 3 * int64_t{num_threads};
-  const int64_t group = max_of(1, min_of(max_group, num_panels / turns));
-  const int64_t num_groups = div_up(num_panels, group);
-  const int64_t row_parts = max_of(1, min_of(div_up(turns, num_groups), num_tiles / 4));
+                                 int num_threads, int64_t min_turns) {
+  const int64_t threads = num_threads;
+  if (threads == 1) return {num_tiles, 1, num_panels, div_up(num_panels, max_group)};
+  const int64_t turns = max_of(min_turns, div_up(num_panels, threads * max_group));
+  const int64_t num_groups = min_of(num_panels, threads * turns);
+  const int64_t row_parts = max_of(1, min_of(div_up(threads * turns, num_groups), num_tiles / 4));
   return {num_tiles, row_parts, num_panels, num_groups};
 }
 
-/// Brings `num_bytes` from `from` on into L2 in `num_steps` equal steps.
+/// Brings `num_bytes` from `from` on into a cache level in `num_steps` equal steps: spread evenly,
+/// prefetches never fill the queue of misses that the loads beside them need.
+template <int kLocality>
 class BlockPrefetch {
  public:
   BlockPrefetch(const void* from, int64_t num_bytes, int64_t num_steps)
@@ -68,13 +71,50 @@ class BlockPrefetch {
         bytes_per_step_(align_up(div_up(num_bytes, num_steps), 64)) {}
   [[gnu::always_inline]] void step() {
     for (int64_t i = 0; i < bytes_per_step_ && next_ < end_; i += 64, next_ += 64) {
-      __builtin_prefetch(next_, 0, 2);
+      __builtin_prefetch(next_, 0, kLocality);
     }
   }
 
  private:
   const char* next_;
   const char* end_;
+  int64_t bytes_per_step_;
+};
+using L2Prefetch = BlockPrefetch<2>;
+using L1Prefetch = BlockPrefetch<3>;
+
+// Prefetches of the FMA kernels, one step for each k.
+
+struct NoPrefetch {
+  void step() {}
+};
+
+/// A stream from memory: `kBytes` at a time, `kAhead` bytes ahead of where it is read.
+template <int64_t kBytes, int64_t kAhead>
+class StreamPrefetch {
+ public:
+  explicit StreamPrefetch(const void* from) : next_(static_cast<const char*>(from) + kAhead) {}
+  [[gnu::always_inline]] void step() {
+    for (int64_t i = 0; i < kBytes; i += 64) __builtin_prefetch(next_ + i, 0, 3);
+    next_ += kBytes;
+  }
+
+ private:
+  const char* next_;
+};
+
+/// `num_bytes` from `from` on come into L2 during num_steps steps, a cache line or less in each.
+class PacedPrefetch {
+ public:
+  PacedPrefetch(const void* from, int64_t num_bytes, int64_t num_steps)
+      : next_(static_cast<const char*>(from)), bytes_per_step_(div_up(num_bytes, num_steps)) {}
+  [[gnu::always_inline]] void step() {
+    __builtin_prefetch(next_, 0, 2);
+    next_ += bytes_per_step_;
+  }
+
+ private:
+  const char* next_;
   int64_t bytes_per_step_;
 };
 

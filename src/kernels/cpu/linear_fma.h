@@ -24,10 +24,10 @@ template <class E>
 
 /// c[r][0..16 kVecs) (+)= sum over k < depth of a[k][r] * w(k, .); c starts from zero if `fresh`.
 /// a: [depth][kRows]; w: a panel from some k on; c: [kRows][kPanel].
-/// kPrefetchBytes: how far ahead of w to prefetch, 0 for weights that are in cache.
-template <class V, class E, int kRows, int kVecs, int kPrefetchBytes>
-[[gnu::noinline]] void micro_kernel(int64_t depth, const float* a, const E* w, float* c,
-                                    bool fresh) {
+template <class V, class E, int kRows, int kVecs, class Prefetch>
+[[gnu::noinline]] void micro_kernel(int64_t depth, const float* a, const E* w, float* c, bool fresh,
+                                    Prefetch& prefetches) {
+  Prefetch prefetch = prefetches;  // in registers
   V acc[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -37,6 +37,7 @@ template <class V, class E, int kRows, int kVecs, int kPrefetchBytes>
     }
   }
   const auto step = [&](const V(&values)[kVecs]) __attribute__((always_inline)) {
+    prefetch.step();
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const V x = V::broadcast(a[r]);
@@ -45,20 +46,10 @@ template <class V, class E, int kRows, int kVecs, int kPrefetchBytes>
     }
     a += kRows;
   };
-  const auto prefetch = [&]() __attribute__((always_inline)) {
-    if constexpr (kPrefetchBytes > 0) {
-      constexpr int64_t kBytes = kPanel * int64_t{sizeof(E)} * (kIsPairs<E> ? 2 : 1);
-#pragma GCC unroll 2
-      for (int64_t line = 0; line < kBytes; line += 64) {
-        __builtin_prefetch(reinterpret_cast<const char*>(w) + kPrefetchBytes + line, 0, 3);
-      }
-    }
-  };
   if constexpr (kIsPairs<E>) {
     for (int64_t k = 0; k + 2 <= depth; k += 2) {
       V even[kVecs];
       V odd[kVecs];
-      prefetch();
 #pragma GCC unroll 2
       for (int j = 0; j < kVecs; ++j) V::load_pairs(w + j * 32, even[j], odd[j]);
       step(even);
@@ -75,7 +66,6 @@ template <class V, class E, int kRows, int kVecs, int kPrefetchBytes>
   } else {
     for (int64_t k = 0; k < depth; ++k) {
       V values[kVecs];
-      prefetch();
 #pragma GCC unroll 2
       for (int j = 0; j < kVecs; ++j) values[j] = V::load(w + j * 16);
       step(values);
@@ -87,21 +77,26 @@ template <class V, class E, int kRows, int kVecs, int kPrefetchBytes>
 #pragma GCC unroll 2
     for (int j = 0; j < kVecs; ++j) acc[r][j].store(c + r * kPanel + j * 16);
   }
+  prefetches = prefetch;
 }
 
-/// The micro-kernel over all columns of a panel for `rows` <= V::kTileRows rows.
-template <class V, class E, int kPrefetchBytes, int kRows = V::kTileRows>
+/// The micro-kernel over all columns of a panel for `rows` <= V::kTileRows rows: at once, or in two
+/// passes where the rows leave registers for only one vector.
+template <class V, class E, class Prefetch, int kRows = V::kTileRows>
 [[gnu::always_inline]] inline void multiply_panel(int64_t rows, int64_t depth, const float* a,
-                                                  const E* w, float* c, bool fresh) {
+                                                  const E* w, float* c, bool fresh,
+                                                  Prefetch& prefetch) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      return multiply_panel<V, E, kPrefetchBytes, kRows - 1>(rows, depth, a, w, c, fresh);
+      return multiply_panel<V, E, Prefetch, kRows - 1>(rows, depth, a, w, c, fresh, prefetch);
     }
   }
-  constexpr int kVecs = kRows == 1 ? 2 : V::kTileVecs;
   constexpr int64_t kHalf = kIsPairs<E> ? 32 : 16;  // elements of w from one vector to the next
-  for (int64_t j = 0; j < 2; j += kVecs) {
-    micro_kernel<V, E, kRows, kVecs, kPrefetchBytes>(depth, a, w + j * kHalf, c + j * 16, fresh);
+  if constexpr (kRows <= V::kWideRows) {
+    micro_kernel<V, E, kRows, 2>(depth, a, w, c, fresh, prefetch);
+  } else {
+    micro_kernel<V, E, kRows, 1>(depth, a, w, c, fresh, prefetch);
+    micro_kernel<V, E, kRows, 1>(depth, a, w + kHalf, c + 16, fresh, prefetch);
   }
 }
 
@@ -135,8 +130,11 @@ static inline void pack_rows(const float* x, int64_t in_features, int64_t rows, 
 /// once; 16-bit weights are widened in registers.
 template <class V, class E>
 void linear_few_rows(const LinearParams& p, const CpuContext& context) {
-  // Far enough ahead to cover the latency of memory at about 14 GB/s a thread.
-  constexpr int kPrefetchBytes = 4096;
+  // 4 KiB ahead cover the latency of memory at about 14 GB/s a thread.
+  using Prefetch = StreamPrefetch<kPanel * int64_t{sizeof(E)}, 4096>;
+  constexpr int64_t kBlock = 128;
+  using HalfPrefetch =
+      StreamPrefetch<kPanel * int64_t{sizeof(E)} / 2, kBlock * kPanel * int64_t{sizeof(E)}>;
   const int64_t rows = p.num_tokens;
   const int64_t in = p.weight.in_features;
   const int64_t stride = panel_stride<E>(in);
@@ -159,7 +157,18 @@ void linear_few_rows(const LinearParams& p, const CpuContext& context) {
     alignas(64) float c[V::kTileRows * kPanel];
 #pragma omp for schedule(dynamic, chunk) nowait
     for (int64_t panel = 0; panel < num_panels; ++panel) {
-      multiply_panel<V, E, kPrefetchBytes>(rows, in, a, weight + panel * stride, c, true);
+      const E* w = weight + panel * stride;
+      if (rows <= V::kWideRows) {
+        Prefetch prefetch(w);
+        multiply_panel<V, E>(rows, in, a, w, c, true, prefetch);
+      } else {
+        // The second pass over a block of k finds it in L1; prefetches are spread over both.
+        for (int64_t k = 0; k < in; k += kBlock) {
+          HalfPrefetch prefetch(w + k * kPanel);
+          multiply_panel<V, E>(rows, min_of(kBlock, in - k), a + k * rows, w + k * kPanel, c,
+                               k == 0, prefetch);
+        }
+      }
       finish_tile<V>(p, 0, rows, panel * kPanel, c);
     }
   }
@@ -170,13 +179,14 @@ void linear_few_rows(const LinearParams& p, const CpuContext& context) {
 template <class V, class E>
 void linear_chunk(const LinearParams& p, int64_t first_row, int64_t num_rows,
                   const CpuContext& context) {
+  constexpr int64_t kPasses = V::kTileRows <= V::kWideRows ? 1 : 2;
   const int64_t in = p.weight.in_features;
   const int64_t stride = panel_stride<E>(in);
   const int64_t num_panels = div_up(p.weight.out_features, kPanel);
   const int64_t num_tiles = div_up(num_rows, V::kTileRows);
   const int64_t num_blocks = div_up(in, kDepthBlock);
   const E* weight = static_cast<const E*>(p.weight.data);
-  const GemmPlan plan = plan_gemm(num_panels, num_tiles, kPanelGroup, context.num_threads);
+  const GemmPlan plan = plan_gemm(num_panels, num_tiles, kPanelGroup, context.num_threads, 3);
   float* packed = reinterpret_cast<float*>(context.scratch);
   std::byte* thread_scratch = context.scratch + fma_packed_bytes(num_rows, in);
   const int64_t thread_bytes = fma_thread_bytes(num_rows);
@@ -211,19 +221,17 @@ void linear_chunk(const LinearParams& p, int64_t first_row, int64_t num_rows,
             b = widened;
           }
           // The block that this thread needs next comes into L2 while this one is used.
-          BlockPrefetch next(panel + 1 < work.last_panel
-                                 ? w + stride
-                                 : weight + work.first_panel * stride + (k + depth) * kPanel,
-                             panel + 1 < work.last_panel || k + depth < in
-                                 ? kDepthBlock * kPanel * int64_t{sizeof(E)}
-                                 : 0,
-                             work.last_tile - work.first_tile);
+          const bool is_last = panel + 1 == work.last_panel;
+          const int64_t next_k = is_last ? k + depth : k;
+          PacedPrefetch next(
+              weight + (is_last ? work.first_panel : panel + 1) * stride + next_k * kPanel,
+              min_of(kDepthBlock, in - next_k) * kPanel * int64_t{sizeof(E)},
+              (work.last_tile - work.first_tile) * depth * kPasses);
           for (int64_t tile = work.first_tile; tile < work.last_tile; ++tile) {
             const int64_t row = part_begin(num_rows, num_tiles, tile);
             const int64_t rows = part_begin(num_rows, num_tiles, tile + 1) - row;
             float* c = sums + (row + (panel - work.first_panel) * num_rows) * kPanel;
-            next.step();
-            multiply_panel<V, float, 0>(rows, depth, packed_block + row * depth, b, c, k == 0);
+            multiply_panel<V, float>(rows, depth, packed_block + row * depth, b, c, k == 0, next);
             if (k + depth == in) finish_tile<V>(p, first_row + row, rows, panel * kPanel, c);
           }
         }

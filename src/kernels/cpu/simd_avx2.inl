@@ -8,16 +8,24 @@
 namespace caravan::cpu {
 namespace {
 
+struct F64x16;
+
 /// Sixteen float lanes. Every operation gives the same bits as the AVX-512 version.
 struct F32x16 {
+  using Wide = F64x16;
   __m256 lo;
   __m256 hi;
 
   // Accumulator tile of the GEMM micro-kernel: 6 rows x 1 vector are 12 of the 16 registers.
   static constexpr int kTileRows = 6;
   static constexpr int kTileVecs = 1;
+  // Rows that leave registers for both vectors of a panel: 2 rows x 2 vectors are 8.
+  static constexpr int kWideRows = 2;
   // Queries that share one load of K or V in attention.
   static constexpr int kQueryRows = 6;
+
+  // Queries that share one load of K when scores are doubles: 2 rows x 4 registers.
+  static constexpr int kWideQueryRows = 2;
 
   static F32x16 zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static F32x16 broadcast(float x) {
@@ -176,6 +184,56 @@ struct F32x16 {
         _mm256_blendv_epi8(rounded, quiet, _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
     const __m256i upper = _mm256_srli_epi32(chosen, 16);
     return _mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+  }
+};
+
+/// Sixteen double lanes.
+struct F64x16 {
+  __m256d v[4];
+
+  static F64x16 zero() { return broadcast(0.0); }
+  static F64x16 broadcast(double x) {
+    const __m256d all = _mm256_set1_pd(x);
+    return {{all, all, all, all}};
+  }
+  static F64x16 widen(F32x16 a) {
+    return {{_mm256_cvtps_pd(_mm256_castps256_ps128(a.lo)),
+             _mm256_cvtps_pd(_mm256_extractf128_ps(a.lo, 1)),
+             _mm256_cvtps_pd(_mm256_castps256_ps128(a.hi)),
+             _mm256_cvtps_pd(_mm256_extractf128_ps(a.hi, 1))}};
+  }
+  static F64x16 load(const double* p) {
+    return {{_mm256_loadu_pd(p), _mm256_loadu_pd(p + 4), _mm256_loadu_pd(p + 8),
+             _mm256_loadu_pd(p + 12)}};
+  }
+  void store(double* p) const {
+    _mm256_storeu_pd(p, v[0]);
+    _mm256_storeu_pd(p + 4, v[1]);
+    _mm256_storeu_pd(p + 8, v[2]);
+    _mm256_storeu_pd(p + 12, v[3]);
+  }
+  /// Rounded to nearest.
+  F32x16 narrow() const {
+    return {_mm256_set_m128(_mm256_cvtpd_ps(v[1]), _mm256_cvtpd_ps(v[0])),
+            _mm256_set_m128(_mm256_cvtpd_ps(v[3]), _mm256_cvtpd_ps(v[2]))};
+  }
+
+  friend F64x16 operator-(F64x16 a, F64x16 b) {
+    return {{_mm256_sub_pd(a.v[0], b.v[0]), _mm256_sub_pd(a.v[1], b.v[1]),
+             _mm256_sub_pd(a.v[2], b.v[2]), _mm256_sub_pd(a.v[3], b.v[3])}};
+  }
+  friend F64x16 operator*(F64x16 a, F64x16 b) {
+    return {{_mm256_mul_pd(a.v[0], b.v[0]), _mm256_mul_pd(a.v[1], b.v[1]),
+             _mm256_mul_pd(a.v[2], b.v[2]), _mm256_mul_pd(a.v[3], b.v[3])}};
+  }
+  friend F64x16 fma(F64x16 a, F64x16 b, F64x16 c) {
+    return {{_mm256_fmadd_pd(a.v[0], b.v[0], c.v[0]), _mm256_fmadd_pd(a.v[1], b.v[1], c.v[1]),
+             _mm256_fmadd_pd(a.v[2], b.v[2], c.v[2]), _mm256_fmadd_pd(a.v[3], b.v[3], c.v[3])}};
+  }
+  /// b where either operand is NaN.
+  friend F64x16 max(F64x16 a, F64x16 b) {
+    return {{_mm256_max_pd(a.v[0], b.v[0]), _mm256_max_pd(a.v[1], b.v[1]),
+             _mm256_max_pd(a.v[2], b.v[2]), _mm256_max_pd(a.v[3], b.v[3])}};
   }
 };
 

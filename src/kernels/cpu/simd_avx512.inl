@@ -8,15 +8,23 @@
 namespace caravan::cpu {
 namespace {
 
+struct F64x16;
+
 /// Sixteen float lanes. Every operation gives the same bits as the AVX2 version.
 struct F32x16 {
+  using Wide = F64x16;
   __m512 v;
 
   // Accumulator tile of the GEMM micro-kernel: 14 rows x 2 vectors are 28 of the 32 registers.
   static constexpr int kTileRows = 14;
   static constexpr int kTileVecs = 2;
+  // Rows that leave registers for both vectors of a panel.
+  static constexpr int kWideRows = 14;
   // Queries that share one load of K or V in attention.
   static constexpr int kQueryRows = 12;
+
+  // Queries that share one load of K when scores are doubles.
+  static constexpr int kWideQueryRows = 12;
 
   static F32x16 zero() { return {_mm512_setzero_ps()}; }
   static F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
@@ -120,8 +128,12 @@ struct F32x16 {
   static F32x16 widen(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
-  // Round to nearest even by integer arithmetic; a NaN keeps its upper bits and becomes quiet.
+  // Round to nearest even; a NaN keeps its upper bits and becomes quiet.
   static __m256i narrow(__m512 x) {
+#ifdef __AVX512BF16__
+    // For kernels_amx.cc: one instruction. It takes denormals as zero, as the tiles would.
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x));
+#else
     const __m512i bits = _mm512_castps_si512(x);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
     const __m512i rounded =
@@ -130,6 +142,44 @@ struct F32x16 {
     const __m512i chosen =
         _mm512_mask_blend_epi32(_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), rounded, quiet);
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16));
+#endif
+  }
+};
+
+/// Sixteen double lanes.
+struct F64x16 {
+  __m512d lo;
+  __m512d hi;
+
+  static F64x16 zero() { return {_mm512_setzero_pd(), _mm512_setzero_pd()}; }
+  static F64x16 broadcast(double x) { return {_mm512_set1_pd(x), _mm512_set1_pd(x)}; }
+  static F64x16 widen(F32x16 a) {
+    return {_mm512_cvtps_pd(_mm512_castps512_ps256(a.v)),
+            _mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))};
+  }
+  static F64x16 load(const double* p) { return {_mm512_loadu_pd(p), _mm512_loadu_pd(p + 8)}; }
+  void store(double* p) const {
+    _mm512_storeu_pd(p, lo);
+    _mm512_storeu_pd(p + 8, hi);
+  }
+  /// Rounded to nearest.
+  F32x16 narrow() const {
+    return {
+        _mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(lo)), _mm512_cvtpd_ps(hi), 1)};
+  }
+
+  friend F64x16 operator-(F64x16 a, F64x16 b) {
+    return {_mm512_sub_pd(a.lo, b.lo), _mm512_sub_pd(a.hi, b.hi)};
+  }
+  friend F64x16 operator*(F64x16 a, F64x16 b) {
+    return {_mm512_mul_pd(a.lo, b.lo), _mm512_mul_pd(a.hi, b.hi)};
+  }
+  friend F64x16 fma(F64x16 a, F64x16 b, F64x16 c) {
+    return {_mm512_fmadd_pd(a.lo, b.lo, c.lo), _mm512_fmadd_pd(a.hi, b.hi, c.hi)};
+  }
+  /// b where either operand is NaN.
+  friend F64x16 max(F64x16 a, F64x16 b) {
+    return {_mm512_max_pd(a.lo, b.lo), _mm512_max_pd(a.hi, b.hi)};
   }
 };
 
