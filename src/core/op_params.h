@@ -72,6 +72,7 @@ struct LinearParams {
 /// One layer of the paged KV cache. Slot s is token s % block_size of block s / block_size.
 /// K of a block is [num_heads][head_dim][block_size] (transposed, so that scores run along tokens),
 /// V is [num_heads][block_size][head_dim].
+/// Requires: block_size % 16 == 0 for the fast kernels.
 struct KvLayer {
   void* k = nullptr;  // [num_blocks, num_heads, head_dim, block_size]
   void* v = nullptr;  // [num_blocks, num_heads, block_size, head_dim]

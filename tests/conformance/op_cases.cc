@@ -170,8 +170,8 @@ std::vector<LinearCase> linear_cases() {
 }
 
 std::string AttentionCase::name() const {
-  std::string text =
-      fmt::format("{} [{}x{}] block {}:", dtype_name(dtype), num_heads, head_dim, block_size);
+  std::string text = fmt::format("{} [{}x{}] block {} key offset {}:", dtype_name(dtype), num_heads,
+                                 head_dim, block_size, key_offset);
   for (const SeqCase& s : seqs) text += fmt::format(" {}/{}", s.num_queries, s.context_len);
   return text;
 }
@@ -192,8 +192,13 @@ AttentionData::AttentionData(const AttentionCase& c) : case_(c) {
     const int64_t tokens = c.seqs[s].context_len;
     for (int64_t b = 0; b < max_blocks_; ++b) tables_.push_back(--next);
     const int32_t* table = tables_.data() + static_cast<int64_t>(s) * max_blocks_;
-    const std::vector<float> qkv =
+    std::vector<float> qkv =
         random_values(static_cast<size_t>(tokens * 3 * hidden), static_cast<uint32_t>(10 + s));
+    const std::vector<float> first_key(qkv.begin() + hidden, qkv.begin() + 2 * hidden);
+    for (int64_t i = 0; i < tokens * hidden; ++i) {
+      qkv[static_cast<size_t>(i / hidden * 3 * hidden + hidden + i % hidden)] +=
+          c.key_offset * first_key[static_cast<size_t>(i % hidden)];
+    }
     std::vector<int64_t> slots;
     std::vector<float> q;
     for (int64_t t = 0; t < tokens; ++t) {
@@ -250,6 +255,9 @@ std::vector<AttentionCase> attention_cases() {
     cases.push_back({{{1, 1023}}, 2, 64, dtype});
     cases.push_back({{{30, 200}, {2, 90}}, 1, 48, dtype, 32});
   }
+  // Large scores that differ little, as trained models have them: float32 scores of 1e4 lose 1e-3,
+  // and so would the weights.
+  cases.push_back({{{33, 200}, {1, 90}}, 2, 64, DType::kF32, 16, 1e4f});
   return cases;
 }
 

@@ -91,6 +91,7 @@ struct AttentionCase {
   int64_t head_dim;
   DType dtype = DType::kF32;
   int64_t block_size = 16;
+  float key_offset = 0.0f;  // this times the first token's key is added to every key
 
   std::string name() const;
 };

@@ -10,6 +10,9 @@ namespace caravan::cpu {
 // their sum in sixteen lanes, then the weighted sum of V token by token. Every step runs in the
 // order of the tokens and sees no token past the query's own, so a row never depends on how many
 // queries are computed together. Tokens are taken sixteen at a time, the lanes of a vector.
+//
+// With a float32 cache scores are doubles until the maximum is subtracted: trained models have
+// scores of 1e5, of which a float keeps no digit behind the point, and softmax sees differences.
 
 inline constexpr int64_t kTokenLanes = 16;
 
@@ -42,9 +45,14 @@ struct QueryTile {
   int64_t rows;
   int64_t first_length;
   float scale;
-  float* scores;  // [rows][score_stride]
+  float* scores;  // [rows][score_stride]; first as doubles, [rows][score_stride / 2], if wide
   int64_t score_stride;
+  double* wide_q;  // [rows][head_dim], for wide scores
 };
+
+/// Whether scores are doubles.
+template <class E>
+inline constexpr bool kWideScores = sizeof(E) == sizeof(float);
 
 /// scores[r][j..j+16 kBlocks) = scale q[r] . K for blocks of sixteen tokens.
 template <class V, class E, int kRows, int kBlocks>
@@ -80,6 +88,62 @@ template <class V, class E, int kRows, int kBlocks>
   }
 }
 
+/// The same in doubles for rows [row, row + kRows): products of floats are exact, sums round at
+/// 2^-53.
+template <class V, int kRows, int kBlocks>
+[[gnu::always_inline]] inline void wide_score_blocks(const HeadCache<float>& cache,
+                                                     const QueryTile& tile, int64_t row,
+                                                     int64_t j) {
+  using Wide = typename V::Wide;
+  const float* keys[kBlocks];
+  Wide acc[kRows][kBlocks];
+#pragma GCC unroll 4
+  for (int b = 0; b < kBlocks; ++b) keys[b] = cache.keys(j + b * kTokenLanes);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) acc[r][b] = Wide::zero();
+  }
+  const double* q = tile.wide_q + row * cache.head_dim;
+  for (int64_t d = 0; d < cache.head_dim; ++d) {
+    Wide k[kBlocks];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) k[b] = Wide::widen(V::load(keys[b] + d * cache.block_size));
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const Wide query = Wide::broadcast(q[r * cache.head_dim + d]);
+#pragma GCC unroll 4
+      for (int b = 0; b < kBlocks; ++b) acc[r][b] = fma(query, k[b], acc[r][b]);
+    }
+  }
+  const Wide scale = Wide::broadcast(static_cast<double>(tile.scale));
+  double* scores = reinterpret_cast<double*>(tile.scores) + row * (tile.score_stride / 2) + j;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlocks; ++b) {
+      (acc[r][b] * scale).store(scores + r * (tile.score_stride / 2) + b * kTokenLanes);
+    }
+  }
+}
+
+/// All wide scores of rows [row, row + kRows).
+template <class V, int kRows>
+[[gnu::always_inline]] inline void wide_scores(const HeadCache<float>& cache, const QueryTile& tile,
+                                               int64_t row, int64_t longest) {
+  if constexpr (kRows > V::kWideQueryRows) {
+    wide_scores<V, V::kWideQueryRows>(cache, tile, row, longest);
+    wide_scores<V, kRows - V::kWideQueryRows>(cache, tile, row + V::kWideQueryRows, longest);
+  } else {
+    constexpr int kBlocks = kRows == 1 ? V::kTileVecs : 1;
+    int64_t j = 0;
+    for (; j + (kBlocks - 1) * kTokenLanes < longest; j += kBlocks * kTokenLanes) {
+      wide_score_blocks<V, kRows, kBlocks>(cache, tile, row, j);
+    }
+    for (; j < longest; j += kTokenLanes) wide_score_blocks<V, kRows, 1>(cache, tile, row, j);
+  }
+}
+
 /// scores[0..length) become e^(score - max); returns their sum. Beyond length nothing is read.
 template <class V>
 inline float softmax_weights(float* scores, int64_t length) {
@@ -101,6 +165,34 @@ inline float softmax_weights(float* scores, int64_t length) {
   if (tail > 0) {
     const V weight = exponential(V::load(scores + whole, tail) - shift);
     weight.store(scores + whole, tail);
+    sum = sum + first_lanes(tail, weight, V::zero());
+  }
+  return sum.sum();
+}
+
+/// The same for wide scores; weights [length] take the place of the first half of the scores.
+template <class V>
+inline float wide_softmax_weights(const double* scores, int64_t length, float* weights) {
+  using Wide = typename V::Wide;
+  const int64_t whole = length / 16 * 16;
+  const int tail = static_cast<int>(length - whole);
+  Wide lanes = Wide::broadcast(-__builtin_inf());
+  for (int64_t j = 0; j < whole; j += 16) lanes = max(lanes, Wide::load(scores + j));
+  double parts[16];
+  lanes.store(parts);
+  double largest = parts[0];
+  for (const double part : parts) largest = part > largest ? part : largest;
+  for (int64_t j = whole; j < length; ++j) largest = scores[j] > largest ? scores[j] : largest;
+  const Wide shift = Wide::broadcast(largest);
+  V sum = V::zero();
+  for (int64_t j = 0; j < whole; j += 16) {
+    const V weight = exponential((Wide::load(scores + j) - shift).narrow());
+    weight.store(weights + j);
+    sum = sum + weight;
+  }
+  if (tail > 0) {
+    const V weight = exponential((Wide::load(scores + whole) - shift).narrow());
+    weight.store(weights + whole, tail);
     sum = sum + first_lanes(tail, weight, V::zero());
   }
   return sum.sum();
@@ -176,18 +268,31 @@ template <class V, class E, int kRows, int kVecs>
 
 template <class V, class E, int kRows>
 [[gnu::noinline]] void attend_tile(const HeadCache<E>& cache, const QueryTile& tile) {
-  constexpr int kBlocks = kRows == 1 ? 4 : 2;
-  constexpr int kScoreBlocks = kRows * 2 <= V::kQueryRows * V::kTileVecs ? kBlocks : 1;
   const int64_t longest = tile.first_length + kRows - 1;
-  int64_t j = 0;
-  for (; j + (kScoreBlocks - 1) * kTokenLanes < longest; j += kScoreBlocks * kTokenLanes) {
-    score_blocks<V, E, kRows, kScoreBlocks>(cache, tile, j);
-  }
-  for (; j < longest; j += kTokenLanes) score_blocks<V, E, kRows, 1>(cache, tile, j);
-
   float sums[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    sums[r] = softmax_weights<V>(tile.scores + r * tile.score_stride, tile.first_length + r);
+  if constexpr (kWideScores<E>) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int64_t d = 0; d < cache.head_dim; ++d) {
+        tile.wide_q[r * cache.head_dim + d] = static_cast<double>(tile.q[r * tile.q_stride + d]);
+      }
+    }
+    wide_scores<V, kRows>(cache, tile, 0, longest);
+    for (int r = 0; r < kRows; ++r) {
+      float* scores = tile.scores + r * tile.score_stride;
+      sums[r] = wide_softmax_weights<V>(reinterpret_cast<const double*>(scores),
+                                        tile.first_length + r, scores);
+    }
+  } else {
+    constexpr int kBlocks = kRows == 1 ? 4 : 2;
+    constexpr int kScoreBlocks = kRows * 2 <= V::kQueryRows * V::kTileVecs ? kBlocks : 1;
+    int64_t j = 0;
+    for (; j + (kScoreBlocks - 1) * kTokenLanes < longest; j += kScoreBlocks * kTokenLanes) {
+      score_blocks<V, E, kRows, kScoreBlocks>(cache, tile, j);
+    }
+    for (; j < longest; j += kTokenLanes) score_blocks<V, E, kRows, 1>(cache, tile, j);
+    for (int r = 0; r < kRows; ++r) {
+      sums[r] = softmax_weights<V>(tile.scores + r * tile.score_stride, tile.first_length + r);
+    }
   }
 
   // One query alone has registers for a whole row of V; several share them.
@@ -202,8 +307,14 @@ template <class V, class E, int kRows = V::kQueryRows>
   attend_tile<V, E, kRows>(cache, tile);
 }
 
-static inline int64_t attention_thread_bytes(int64_t query_rows, int64_t context_len) {
-  return query_rows * align_up(context_len, kTokenLanes) * int64_t{sizeof(float)};
+/// Scratch memory of one thread: wide scores, then wide queries.
+static inline int64_t wide_score_bytes(int64_t query_rows, int64_t context_len) {
+  return query_rows * align_up(context_len, kTokenLanes) * int64_t{sizeof(double)};
+}
+static inline int64_t attention_thread_bytes(int64_t query_rows, int64_t context_len,
+                                             int64_t head_dim) {
+  return wide_score_bytes(query_rows, context_len) +
+         align_up(query_rows * head_dim * int64_t{sizeof(double)}, 64);
 }
 
 template <class V, class E>
@@ -220,13 +331,15 @@ void attention_of(const AttentionParams& p, const CpuContext& context) {
     longest = max_of(longest, p.context_lens[s]);
     work += queries * p.context_lens[s] * hidden;
   }
-  const int64_t score_stride = align_up(longest, kTokenLanes);
-  const int64_t thread_bytes = attention_thread_bytes(V::kQueryRows, longest);
+  const int64_t score_stride = align_up(longest, kTokenLanes) * (kWideScores<E> ? 2 : 1);
+  const int64_t thread_bytes = attention_thread_bytes(V::kQueryRows, longest, c.head_dim);
   check_scratch(thread_bytes * context.num_threads, context);
   const bool parallel = context.num_threads > 1 && work >= 32768;
 #pragma omp parallel num_threads(context.num_threads) if (parallel)
   {
-    float* scores = reinterpret_cast<float*>(context.scratch + thread_number() * thread_bytes);
+    std::byte* scratch = context.scratch + thread_number() * thread_bytes;
+    float* scores = reinterpret_cast<float*>(scratch);
+    double* wide_q = reinterpret_cast<double*>(scratch + wide_score_bytes(V::kQueryRows, longest));
     // Items are (sequence, head, tile of queries); a thread's items only grow, so the search for
     // the sequence goes on where it was.
     int64_t s = 0;
@@ -259,7 +372,8 @@ void attention_of(const AttentionParams& p, const CpuContext& context) {
                            p.context_lens[s] - (p.query_start[s + 1] - 1 - first),
                            p.scale,
                            scores,
-                           score_stride};
+                           score_stride,
+                           wide_q};
       attend_rows<V, E>(cache, tile);
     }
   }

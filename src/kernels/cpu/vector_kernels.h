@@ -14,7 +14,7 @@ size_t scratch_bytes(const CpuScratchSpec& spec) {
   const int64_t linear_bytes =
       fma_scratch_bytes(spec.max_num_tokens, spec.max_in_features, spec.num_threads);
   const int64_t attention_bytes =
-      spec.num_threads * attention_thread_bytes(V::kQueryRows, spec.max_context_len);
+      spec.num_threads * attention_thread_bytes(V::kQueryRows, spec.max_context_len, spec.head_dim);
   return static_cast<size_t>(max_of(linear_bytes, attention_bytes));
 }
 
