@@ -7,11 +7,10 @@
 namespace caravan {
 
 // What this machine can do at best, measured here and now: figures mean something only as ratios to
-// these, taken in the same run. Each takes well under a second and returns the best of several
-// tries.
+// these, taken in the same run. Each takes about a second and returns the best of many tries.
 
-/// Sequential reads of `num_bytes` (1 GiB or more, so that no cache holds it), split over
-/// `threads`.
+/// Sequential reads of `num_bytes` (1 GiB or more, so that no cache holds it) by all `threads`,
+/// with the best of several prefetch distances.
 double measure_read_gb_per_s(int threads, size_t num_bytes);
 
 /// Register-resident float32 FMA with the registers of `isa` (kAvx2; kAvx512 also for kAmx), in
