@@ -1,9 +1,10 @@
 #pragma once
 
-#include <boost/json.hpp>
 #include <functional>
 #include <string>
 #include <vector>
+
+#include "core/json.h"
 
 namespace caravan {
 

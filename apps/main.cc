@@ -36,8 +36,9 @@ int exit_status(ErrorCode code) {
 }
 
 // libgomp's threads spin for milliseconds at every barrier unless told otherwise. On a machine that
-// others use too, that costs most of the speed (docs/benchmarks.md, "Waiting threads"). libgomp reads
-// its settings before main(), so the program starts itself once more with a short spin (about 50 us; starting again takes 2 ms).
+// others use too, that costs most of the speed (docs/benchmarks.md, "Waiting threads"). libgomp
+// reads its settings before main(), so the program starts itself once more with a spin of about 50
+// us; starting again takes 2 ms.
 void restart_with_short_spin(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   ::setenv("GOMP_SPINCOUNT", "1000", 1);

@@ -111,10 +111,9 @@ void AtomicDirectory::commit() {
   if (replace_ && fs::exists(path_)) {
     // rename() cannot replace a directory that has files, so the two change places in one step; at
     // no moment is the final name missing.
-    CARAVAN_CHECK_CODE(::renameat2(AT_FDCWD, work_path_.c_str(), AT_FDCWD, path_.c_str(),
-                                   RENAME_EXCHANGE) == 0,
-                       kIo, "{}: cannot take the place of the old one: {}", path_,
-                       std::strerror(errno));
+    CARAVAN_CHECK_CODE(
+        ::renameat2(AT_FDCWD, work_path_.c_str(), AT_FDCWD, path_.c_str(), RENAME_EXCHANGE) == 0,
+        kIo, "{}: cannot take the place of the old one: {}", path_, std::strerror(errno));
     fs::remove_all(work_path_);
   } else {
     CARAVAN_CHECK_CODE(::rename(work_path_.c_str(), path_.c_str()) == 0, kIo,

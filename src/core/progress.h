@@ -7,7 +7,8 @@
 namespace caravan {
 
 /// Progress of one long job on stderr: a bar with rate and time left on a terminal (redrawn at most
-/// ten times a second), one line for each tenth elsewhere. Silent in the first second and when log_level() > kInfo.
+/// ten times a second), one line for each tenth elsewhere. Silent in the first second and when
+/// log_level() > kInfo.
 class Progress {
  public:
   /// total: units of work, e.g. bytes or tensors. unit: "B" prints GB and GB/s, anything else is
