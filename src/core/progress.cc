@@ -31,12 +31,16 @@ Progress::Progress(std::string label, uint64_t total, std::string unit)
       start_(std::chrono::steady_clock::now()),
       last_draw_(start_) {}
 
-Progress::~Progress() { finish(); }
+Progress::~Progress() {
+  // The job failed: leave the bar as it stands, on a line of its own.
+  if (!finished_ && !is_silent_ && is_terminal_ && last_draw_ != start_) std::fputc('\n', stderr);
+}
 
 void Progress::add(uint64_t n) {
   done_ = std::min(done_ + n, total_);
   if (is_silent_) return;
   const auto now = std::chrono::steady_clock::now();
+  if (done_ == total_ && is_terminal_) return finish();
   if (now - start_ < kQuickJob) return;
   const int tenth = static_cast<int>(10 * done_ / total_);
   if (is_terminal_ ? now - last_draw_ >= std::chrono::milliseconds(100) : tenth > last_tenth_) {
