@@ -13,6 +13,7 @@
 #include "eval/parity.h"
 #include "eval/score.h"
 #include "format/model_dir.h"
+#include "sampling/sampler.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -89,18 +90,8 @@ Change change_of(DType dtype, size_t num_windows) {
                       [&](int64_t position, std::span<const float> logits) {
                         const std::span<const float> p(
                             kept.data() + static_cast<size_t>(position) * vocab_size, vocab_size);
-                        const double p_sum = logsumexp(p), q_sum = logsumexp(logits);
-                        double kl = 0;
-                        for (size_t i = 0; i < vocab_size; ++i) {
-                          const double log_p = p[i] - p_sum;
-                          kl += std::exp(log_p) * (log_p - (logits[i] - q_sum));
-                        }
-                        change.kl += kl;
-                        change.agreement +=
-                            std::max_element(p.begin(), p.end()) - p.begin() ==
-                                    std::max_element(logits.begin(), logits.end()) - logits.begin()
-                                ? 1
-                                : 0;
+                        change.kl += kl_divergence(p, logits);
+                        change.agreement += argmax(p) == argmax(logits) ? 1 : 0;
                         ++count;
                       })
                .nll;
