@@ -33,7 +33,7 @@ MODULES = {
         *("backend/backend.h", "backend/create_backend.h"),
     ],
     "eval": [
-        *("core", "format", "tokenizer", "ops", "models", "engine"),
+        *("core", "format", "tokenizer", "ops", "models", "sampling", "engine"),
         *("backend/backend.h", "backend/create_backend.h"),
     ],
 }

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "eval/score.h"
+#include "sampling/sampler.h"
 
 namespace caravan {
 
@@ -69,11 +70,6 @@ class RelativeError {
   double difference_ = 0;
   double norm_ = 0;
 };
-
-// The lowest id of the largest value.
-int32_t argmax(std::span<const float> values) {
-  return static_cast<int32_t>(std::max_element(values.begin(), values.end()) - values.begin());
-}
 
 std::vector<int32_t> greedy(SingleSequence& sequence, const std::vector<int32_t>& prompt,
                             int64_t num_tokens) {
