@@ -72,7 +72,8 @@ PlanInputs plan_inputs(const ModelConfig& config, const Backend& backend) {
             options.max_batch_size = build.max_batch_size;
             options.max_num_logits = build.max_batch_size;
             options.max_seq_len = build.max_input_len + build.max_output_len;
-            return ModelRunner::workspace_bytes(config, backend, step_limits(options));
+            return ModelRunner::workspace_bytes(config, backend, step_limits(options),
+                                                build.dtype);
           }};
 }
 

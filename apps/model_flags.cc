@@ -58,7 +58,7 @@ void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunne
   build.max_output_len = 1;
   build.max_input_len = std::max<int64_t>(1, options.max_seq_len - 1);
   const int64_t workspace =
-      ModelRunner::workspace_bytes(dir.config, *backend, step_limits(options));
+      ModelRunner::workspace_bytes(dir.config, *backend, step_limits(options), build.dtype);
   check_fits(make_memory_plan(dir.config, dir.has_own_head, build,
                               {.kv_block_size = backend->kv_block_size(),
                                .workspace_bytes = [&](const BuildConfig&) { return workspace; }}),

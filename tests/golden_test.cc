@@ -140,7 +140,7 @@ TEST(NanoSortTest, EveryIntermediateMatches) {
       Batch batch(runner.cache().block_size());
       batch.add_sequence(ids.data(), kLength, 0, {0}, true);
       size_t seen = 0;
-      runner.model().forward(batch, runner.cache(), [&](std::string_view name, const Tensor& got) {
+      runner.forward(batch, [&](std::string_view name, const Tensor& got) {
         const auto entry = names.find(std::string(name));
         if (entry == names.end()) return;
         ++seen;

@@ -1,6 +1,7 @@
 #include "core/linear_layout.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "core/error.h"
 #include "core/tensor.h"
@@ -51,6 +52,28 @@ void pack_panels(const T* src, LinearLayout src_layout, int64_t in_features, int
   }
 }
 
+// Strips of eight outputs; each strip is written front to back.
+template <typename T>
+void pack_cores(const T* src, LinearLayout src_layout, int64_t in_features, int64_t out_features,
+                T* dst) {
+  const int64_t depth = round_up(in_features, kCoreInMultiple);
+  const int64_t num_strips = round_up(out_features, kCoreOutMultiple) / 8;
+  const bool from_in_out = src_layout == LinearLayout::kInOut;
+  const int64_t k_step = from_in_out ? out_features : 1;
+  const int64_t n_step = from_in_out ? 1 : in_features;
+#pragma omp parallel for schedule(static)
+  for (int64_t strip = 0; strip < num_strips; ++strip) {
+    T* out = dst + strip * 8 * depth;
+    std::fill(out, out + 8 * depth, T{0});
+    const int64_t rows = std::clamp<int64_t>(out_features - strip * 8, 0, 8);
+    for (int64_t k = 0; k < in_features; ++k) {
+      const T* from = src + k * k_step + strip * 8 * n_step;
+      T* to = out + k / 8 * 64 + k % 8;
+      for (int64_t n = 0; n < rows; ++n) to[n * 8] = from[n * n_step];
+    }
+  }
+}
+
 template <typename T>
 void transpose(const T* src, int64_t rows, int64_t columns, T* dst) {
   for (int64_t r = 0; r < rows; ++r) {
@@ -67,6 +90,8 @@ void pack(const T* src, LinearLayout src_layout, int64_t in_features, int64_t ou
     const bool from_in_out = src_layout == LinearLayout::kInOut;
     transpose(src, from_in_out ? in_features : out_features,
               from_in_out ? out_features : in_features, dst);
+  } else if (dst_layout == LinearLayout::kCore8x8) {
+    pack_cores(src, src_layout, in_features, out_features, dst);
   } else {
     pack_panels(src, src_layout, in_features, out_features, dst_layout, dst);
   }
@@ -84,13 +109,16 @@ const char* linear_layout_name(LinearLayout layout) {
       return "panel32";
     case LinearLayout::kPanel32Pairs:
       return "panel32_pairs";
+    case LinearLayout::kCore8x8:
+      return "core8x8";
   }
   return "?";
 }
 
 std::optional<LinearLayout> parse_linear_layout(std::string_view name) {
-  for (const LinearLayout layout : {LinearLayout::kInOut, LinearLayout::kOutIn,
-                                    LinearLayout::kPanel32, LinearLayout::kPanel32Pairs}) {
+  for (const LinearLayout layout :
+       {LinearLayout::kInOut, LinearLayout::kOutIn, LinearLayout::kPanel32,
+        LinearLayout::kPanel32Pairs, LinearLayout::kCore8x8}) {
     if (name == linear_layout_name(layout)) return layout;
   }
   return std::nullopt;
@@ -101,6 +129,13 @@ int64_t linear_num_elements(LinearLayout layout, int64_t in_features, int64_t ou
     case LinearLayout::kInOut:
     case LinearLayout::kOutIn:
       return checked_mul(in_features, out_features, "linear weight");
+    case LinearLayout::kCore8x8: {
+      const int64_t limit = std::numeric_limits<int64_t>::max() - kCoreOutMultiple;
+      CARAVAN_CHECK(in_features <= limit && out_features <= limit, "linear weight: {} x {}",
+                    in_features, out_features);
+      return checked_mul(round_up(in_features, kCoreInMultiple),
+                         round_up(out_features, kCoreOutMultiple), "linear weight");
+    }
     case LinearLayout::kPanel32:
     case LinearLayout::kPanel32Pairs:
       break;
@@ -124,6 +159,9 @@ int64_t linear_index(LinearLayout layout, int64_t in_features, int64_t out_featu
       return panel + k * kPanelWidth + column;
     case LinearLayout::kPanel32Pairs:
       return panel + (k / 2 * kPanelWidth + column) * 2 + k % 2;
+    case LinearLayout::kCore8x8:
+      return (n / 8 * (round_up(in_features, kCoreInMultiple) / 8) + k / 8) * 64 + n % 8 * 8 +
+             k % 8;
   }
   return 0;
 }

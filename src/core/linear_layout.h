@@ -17,13 +17,19 @@ enum class LinearLayout : uint8_t {
   kPanel32Pairs,  // [ceil(out/32)][ceil(in/32)*16][32][2]: CPU kernels, bfloat16. Element
                   // (k, n) of a panel is at [k/2][n][k%2], the order that AMX tiles and vdpbf16ps
                   // read
+  kCore8x8,       // [round_up(out, 128)/8][round_up(in, 64)/8][8 out][8 in]: CUDA kernels, 16 bits.
+                  // 8x8 matrices as ldmatrix and wgmma (no swizzle) read them; eight outputs are
+                  // one contiguous stream
 };
 
 /// Columns of one panel of kPanel32 and kPanel32Pairs: one cache line of 16-bit weights.
 inline constexpr int64_t kPanelWidth = 32;
+/// kCore8x8: features are padded to whole tiles of the CUDA kernels.
+inline constexpr int64_t kCoreOutMultiple = 128;
+inline constexpr int64_t kCoreInMultiple = 64;
 
-const char* linear_layout_name(
-    LinearLayout layout);  // "in_out", "out_in", "panel32", "panel32_pairs"
+/// "in_out", "out_in", "panel32", "panel32_pairs", "core8x8".
+const char* linear_layout_name(LinearLayout layout);
 std::optional<LinearLayout> parse_linear_layout(std::string_view name);
 
 /// Elements stored, padding (zeros) included. Errors: kInvalidArgument on overflow.

@@ -46,7 +46,7 @@ TEST(SchedulerTest, CutsAPromptIntoChunksOfTheBudget) {
   const std::vector<Sequence*> yields = scheduler.schedule(batch);
   ASSERT_EQ(yields.size(), 1u);
   EXPECT_EQ(batch.num_tokens(), 4);
-  EXPECT_EQ(batch.logits_rows().shape[0], 1);
+  EXPECT_EQ(batch.num_logits(), 1);
 }
 
 TEST(SchedulerTest, RefusesWhatCouldNeverFit) {
@@ -82,7 +82,7 @@ TEST(SchedulerTest, EverySequenceEndsWithinTheLimits) {
       ASSERT_GT(batch.num_tokens(), 0);
       ASSERT_LE(batch.num_tokens(), limits.max_num_batched_tokens);
       ASSERT_LE(scheduler.num_running(), limits.max_batch_size);
-      ASSERT_EQ(batch.logits_rows().shape[0], static_cast<int64_t>(yields.size()));
+      ASSERT_EQ(batch.num_logits(), static_cast<int64_t>(yields.size()));
       batch.validate(2, 1000, limits.num_blocks);
       for (Sequence* s : yields) {
         s->token_ids.push_back(1);

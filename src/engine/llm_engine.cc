@@ -47,30 +47,61 @@ int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingPa
   return id;
 }
 
-std::vector<std::unique_ptr<Sequence>> LlmEngine::step(const OnToken& on_token) {
+bool LlmEngine::launch() {
   const std::vector<Sequence*> yields = scheduler_.schedule(batch_);
-  const std::span<const float> logits = runner_.run(batch_);
-  const auto vocab_size = static_cast<size_t>(runner_.model().config().vocab_size);
-  std::vector<std::unique_ptr<Sequence>> finished;
+  if (batch_.num_tokens() == 0) return false;
+  std::vector<SampleRequest> requests;
+  for (const Sequence* sequence : yields) {
+    requests.push_back({.params = &sequence->params,
+                        .num_tokens = sequence->num_tokens(),
+                        .history = sequence->token_ids,
+                        .slot = sequence->slot,
+                        .is_first_output = sequence->num_output_tokens() == 0});
+  }
+  runner_.launch(batch_, requests);
+  StepInFlight step;
   for (size_t i = 0; i < yields.size(); ++i) {
-    Sequence& sequence = *yields[i];
-    const int32_t token = sampler_.sample(logits.subspan(i * vocab_size, vocab_size),
-                                          sequence.params, sequence.token_ids);
-    sequence.token_ids.push_back(token);
-    sequence.last_token = Sequence::Clock::now();
-    if (sequence.num_output_tokens() == 1) sequence.first_token = sequence.last_token;
-    const bool is_eos =
-        !sequence.params.ignore_eos &&
-        std::find(eos_token_ids_.begin(), eos_token_ids_.end(), token) != eos_token_ids_.end();
-    const bool is_stopped = on_token && on_token(sequence, token);
-    if (is_eos || is_stopped) {
-      sequence.finish_reason = FinishReason::kStop;
-    } else if (sequence.num_output_tokens() >= sequence.params.max_output_len) {
-      sequence.finish_reason = FinishReason::kLength;
-    } else {
-      continue;
-    }
-    finished.push_back(scheduler_.remove(&sequence));
+    step.rows.push_back({yields[i]->id, yields[i]->token_ids.size()});
+    yields[i]->token_ids.push_back(-1 - static_cast<int32_t>(i));
+  }
+  in_flight_.push_back(std::move(step));
+  return true;
+}
+
+bool LlmEngine::is_finished(Sequence& sequence, size_t token_index,
+                            const OnToken& on_token) const {
+  const int32_t token = sequence.token_ids[token_index];
+  const auto num_output = static_cast<int64_t>(token_index) + 1 - sequence.num_prompt_tokens;
+  sequence.last_token = Sequence::Clock::now();
+  if (num_output == 1) sequence.first_token = sequence.last_token;
+  const bool is_eos =
+      !sequence.params.ignore_eos &&
+      std::find(eos_token_ids_.begin(), eos_token_ids_.end(), token) != eos_token_ids_.end();
+  const bool is_stopped = on_token && on_token(sequence, token);
+  if (is_eos || is_stopped) {
+    sequence.finish_reason = FinishReason::kStop;
+  } else if (num_output >= sequence.params.max_output_len) {
+    sequence.finish_reason = FinishReason::kLength;
+  }
+  return sequence.finish_reason != FinishReason::kNone;
+}
+
+std::vector<std::unique_ptr<Sequence>> LlmEngine::step(const OnToken& on_token) {
+  while (static_cast<int>(in_flight_.size()) < runner_.max_steps_in_flight() && launch()) {
+  }
+  std::vector<std::unique_ptr<Sequence>> finished;
+  if (in_flight_.empty()) return finished;
+  const StepInFlight step = std::move(in_flight_.front());
+  in_flight_.pop_front();
+  const std::span<const int32_t> tokens = runner_.collect();
+  for (size_t i = 0; i < step.rows.size(); ++i) {
+    Sequence* sequence = scheduler_.find(step.rows[i].sequence_id);
+    if (sequence == nullptr) continue;  // ended while this step was on its way
+    const size_t index = step.rows[i].token_index;
+    sequence->token_ids[index] = tokens[i];
+    if (!is_finished(*sequence, index, on_token)) continue;
+    sequence->token_ids.resize(index + 1);
+    finished.push_back(scheduler_.remove(sequence));
   }
   return finished;
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -8,7 +9,6 @@
 #include "engine/model_runner.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
-#include "sampling/sampler.h"
 
 namespace caravan {
 
@@ -17,7 +17,9 @@ struct LlmEngineOptions {
   std::vector<int32_t> eos_token_ids;
 };
 
-/// The loop: schedule a step, run it, choose tokens, hand them out. Text stays outside.
+/// The loop: schedule a step, run it, choose tokens, hand them out. Text stays outside. A device
+/// that chooses tokens itself is given the next step before the tokens of this one are read, so a
+/// stop is noticed one step late; the surplus token is dropped.
 class LlmEngine {
  public:
   LlmEngine(const ModelDir& dir, std::unique_ptr<Backend> backend, const LlmEngineOptions& options);
@@ -30,7 +32,7 @@ class LlmEngine {
 
   /// Told of each new token; returns true when the text says stop (a stop string was found).
   using OnToken = std::function<bool(const Sequence& sequence, int32_t token_id)>;
-  /// Runs one step. Returns the sequences that ended with it.
+  /// Runs until the tokens of one step are there. Returns the sequences that ended with it.
   std::vector<std::unique_ptr<Sequence>> step(const OnToken& on_token);
 
   bool has_unfinished() const { return !scheduler_.is_empty(); }
@@ -39,11 +41,21 @@ class LlmEngine {
   const Scheduler& scheduler() const { return scheduler_; }
 
  private:
+  struct StepInFlight {
+    struct Row {
+      int64_t sequence_id;
+      size_t token_index;  // in Sequence::token_ids
+    };
+    std::vector<Row> rows;
+  };
+  bool launch();
+  bool is_finished(Sequence& sequence, size_t token_index, const OnToken& on_token) const;
+
   std::vector<int32_t> eos_token_ids_;
   ModelRunner runner_;
   Scheduler scheduler_;
-  Sampler sampler_;
   Batch batch_;
+  std::deque<StepInFlight> in_flight_;
   int64_t next_id_ = 0;
 };
 

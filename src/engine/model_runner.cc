@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "core/error.h"
+#include "ops/ops.h"
 
 namespace caravan {
 
@@ -14,11 +15,36 @@ DType cache_dtype(const ModelDir& dir, const Gpt2Model& model, std::optional<DTy
   return dir.build ? dir.build->kv_cache_dtype : model.weight_dtype();
 }
 
+DType checked_cache_dtype(const ModelDir& dir, const Backend& backend, const Gpt2Model& model,
+                          std::optional<DType> wanted) {
+  const DType dtype = cache_dtype(dir, model, wanted);
+  CARAVAN_CHECK_CODE(backend.takes_kv_dtype(dtype, model.weight_dtype()), kUnsupported,
+                     "a {} KV cache with {} weights: {} does not have it; use --kv-cache-dtype {}",
+                     dtype_name(dtype), dtype_name(model.weight_dtype()), backend.description(),
+                     dtype_name(backend.activation_dtype(model.weight_dtype())));
+  return dtype;
+}
+
+// Decode steps are recorded for these numbers of rows; smaller batches are padded.
+int64_t row_bucket(int64_t num_rows, int64_t limit) {
+  int64_t bucket = 1;
+  while (bucket < num_rows) bucket = bucket < 8 ? bucket * 2 : bucket < 64 ? bucket + 8 : bucket + 32;
+  return std::min(bucket, std::max(num_rows, limit));
+}
+
+// Contexts up to which a recorded step works: 256, 512, 1024, ...
+int64_t context_bucket(int64_t context_len, int64_t limit) {
+  int64_t bucket = 256;
+  while (bucket < context_len) bucket *= 2;
+  return std::min(bucket, std::max(context_len, limit));
+}
+
 }  // namespace
 
 StepLimits step_limits(const ModelRunnerOptions& options) {
   return {.max_num_tokens = std::max(options.max_num_batched_tokens, options.max_batch_size),
-          .max_num_logits = options.max_num_logits,
+          .max_num_seqs = options.max_batch_size,
+          .max_num_logits = std::max(options.max_num_logits, options.max_batch_size),
           .max_context_len = options.max_seq_len};
 }
 
@@ -31,49 +57,216 @@ int64_t ModelRunner::sequence_limit(const ModelDir& dir, int64_t wanted) {
 }
 
 int64_t ModelRunner::workspace_bytes(const ModelConfig& config, const Backend& backend,
-                                     const StepLimits& limits) {
+                                     const StepLimits& limits, DType dtype) {
   const int64_t logits = checked_mul(
-      checked_mul(limits.max_num_logits, config.vocab_size, "logits"), sizeof(float), "logits");
+      checked_mul(limits.max_num_logits, backend.row_stride(config.vocab_size), "logits"),
+      sizeof(float), "logits");
   const auto scratch =
       static_cast<int64_t>(backend.workspace_bytes(Gpt2Model::workspace_spec(config, limits)));
-  return checked_add(checked_add(Gpt2Model::activation_bytes(config, limits), logits, "workspace"),
-                     scratch, "workspace");
+  const int64_t activations =
+      Gpt2Model::activation_bytes(config, limits, backend.activation_dtype(dtype));
+  return checked_add(checked_add(activations, logits, "workspace"), scratch, "workspace");
 }
 
 ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
                          const ModelRunnerOptions& options)
+    : ModelRunner(dir, std::move(backend), options, std::nullopt) {}
+
+ModelRunner ModelRunner::random(const ModelDir& dir, std::unique_ptr<Backend> backend,
+                                const ModelRunnerOptions& options) {
+  return ModelRunner(dir, std::move(backend), options, kRandomSeed);
+}
+
+ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
+                         const ModelRunnerOptions& options, std::optional<uint64_t> seed)
     : backend_(std::move(backend)),
-      model_(Gpt2Model::load(dir, *backend_, options.dtype)),
+      model_(seed ? Gpt2Model::random(dir.config, *backend_, options.dtype.value_or(DType::kF16),
+                                      *seed)
+                  : Gpt2Model::load(dir, *backend_, options.dtype)),
       max_seq_len_(sequence_limit(dir, options.max_seq_len)),
-      max_num_logits_(options.max_num_logits),
-      cache_(*backend_, dir.config, cache_dtype(dir, model_, options.kv_cache_dtype),
-             options.max_batch_size * ceil_div(max_seq_len_, backend_->kv_block_size())) {
+      max_num_logits_(step_limits(options).max_num_logits),
+      cache_(*backend_, dir.config,
+             checked_cache_dtype(dir, *backend_, model_, options.kv_cache_dtype),
+             options.max_batch_size * ceil_div(max_seq_len_, backend_->kv_block_size())),
+      logits_stride_(backend_->row_stride(dir.config.vocab_size)),
+      max_batch_size_(options.max_batch_size) {
   StepLimits limits = step_limits(options);
   limits.max_context_len = max_seq_len_;
   model_.reserve(limits);
-  logits_ = backend_->allocate(static_cast<size_t>(max_num_logits_ * dir.config.vocab_size) *
+  logits_ = backend_->allocate(static_cast<size_t>(max_num_logits_ * logits_stride_) *
                                sizeof(float));
   row_indices_.resize(static_cast<size_t>(max_num_logits_));
+  if (backend_->reads_host_memory()) return;
+  device_batch_.emplace(
+      *backend_, DeviceBatchLimits{
+                     .max_num_tokens = limits.max_num_tokens,
+                     .max_num_seqs = limits.max_num_seqs,
+                     .max_num_logits = limits.max_num_logits,
+                     .max_blocks_per_seq = ceil_div(max_seq_len_, backend_->kv_block_size())});
+  const size_t tokens_bytes = static_cast<size_t>(max_num_logits_) * sizeof(int32_t);
+  device_rows_ = backend_->allocate(tokens_bytes);
+  sampled_ = backend_->allocate(tokens_bytes);
+  for (Step& step : steps_) step.device_tokens = backend_->allocate_host(tokens_bytes);
+}
+
+BatchTensors ModelRunner::upload(const Batch& batch, int64_t num_rows, int64_t max_context_len,
+                                 std::span<const RowSampling> sampling) {
+  batch.validate(model_.config().vocab_size, max_seq_len_, cache_.num_blocks(), num_sampled_);
+  if (!device_batch_) return batch.tensors();
+  BatchTensors tensors =
+      device_batch_->upload(batch, num_rows, max_context_len, sampling.data(), sampling.size_bytes());
+  if (num_sampled_ > 0) tensors.sampled = {sampled_.data(), DType::kI32, Shape{num_sampled_}};
+  return tensors;
+}
+
+void ModelRunner::forward(const Batch& batch, const ForwardObserver& observer) {
+  num_sampled_ = 0;
+  model_.forward(upload(batch, 0, batch.max_context_len(), {}), cache_, observer);
+  if (device_batch_) backend_->synchronize();
 }
 
 std::span<const float> ModelRunner::run(const Batch& batch) {
-  model_.forward(batch, cache_);
-  return compute_logits(batch.logits_rows());
+  num_sampled_ = 0;
+  const BatchTensors tensors = upload(batch, 0, batch.max_context_len(), {});
+  model_.forward(tensors, cache_);
+  return compute_logits(tensors.logits_rows);
 }
 
 std::span<const float> ModelRunner::logits(int64_t first_row, int64_t num_rows) {
   CARAVAN_CHECK(num_rows >= 0 && num_rows <= max_num_logits_,
                 "logits of {} rows wanted, at most {} were reserved", num_rows, max_num_logits_);
   std::iota(row_indices_.begin(), row_indices_.end(), static_cast<int32_t>(first_row));
-  return compute_logits({row_indices_.data(), DType::kI32, Shape{num_rows}});
+  const void* rows = row_indices_.data();
+  if (device_batch_) {
+    rows = device_rows_.data();
+    backend_->copy_from_host(row_indices_.data(), device_rows_.data(),
+                             static_cast<size_t>(num_rows) * sizeof(int32_t));
+  }
+  return compute_logits({rows, DType::kI32, Shape{num_rows}});
+}
+
+Tensor ModelRunner::logits_tensor(int64_t num_rows) const {
+  return {logits_.data(), DType::kF32, Shape{num_rows, logits_stride_}};
 }
 
 std::span<const float> ModelRunner::compute_logits(const ConstTensor& rows) {
-  const int64_t vocab_size = model_.config().vocab_size;
-  const Shape shape{rows.shape[0], vocab_size};
-  model_.logits(rows, {logits_.data(), DType::kF32, shape});
+  const int64_t num_rows = rows.shape[0];
+  const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
+  model_.logits(rows, logits_tensor(num_rows));
   backend_->synchronize();
-  return {logits_.as<float>(), static_cast<size_t>(shape.num_elements())};
+  const auto size = static_cast<size_t>(num_rows) * vocab_size;
+  if (!device_batch_) return {logits_.as<float>(), size};
+  host_logits_.resize(size);
+  for (size_t i = 0; i < static_cast<size_t>(num_rows); ++i) {
+    backend_->copy_to_host(logits_.as<float>() + i * static_cast<size_t>(logits_stride_),
+                           host_logits_.data() + i * vocab_size, vocab_size * sizeof(float));
+  }
+  return host_logits_;
+}
+
+void ModelRunner::launch(const Batch& batch, std::span<const SampleRequest> requests) {
+  CARAVAN_CHECK_CODE(num_launched_ - num_collected_ < max_steps_in_flight() &&
+                         static_cast<int64_t>(requests.size()) == batch.num_logits(),
+                     kInternal, "{} steps in flight, {} requests for {} rows of logits",
+                     num_launched_ - num_collected_, requests.size(), batch.num_logits());
+  Step& step = steps_[static_cast<size_t>(num_launched_) % steps_.size()];
+  step.num_rows = batch.num_logits();
+  if (backend_->samples_on_device()) {
+    launch_on_device(batch, requests, step);
+  } else {
+    const std::span<const float> logits = run(batch);
+    const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
+    step.tokens.resize(requests.size());
+    for (size_t i = 0; i < requests.size(); ++i) {
+      step.tokens[i] = sampler_.sample(logits.subspan(i * vocab_size, vocab_size),
+                                       *requests[i].params, requests[i].history);
+    }
+  }
+  ++num_launched_;
+}
+
+void ModelRunner::prepare_seen(std::span<const SampleRequest> requests) {
+  const bool is_needed = std::any_of(requests.begin(), requests.end(), [](const auto& r) {
+    return r.params->repetition_penalty != 1.0f;
+  });
+  const int64_t vocab_size = model_.config().vocab_size;
+  if (is_needed && seen_.data() == nullptr) {
+    seen_ = backend_->allocate(
+        static_cast<size_t>(max_batch_size_ * ceil_div(vocab_size, 32)) * sizeof(uint32_t));
+  }
+  for (const SampleRequest& r : requests) {
+    if (r.params->repetition_penalty == 1.0f || !r.is_first_output) continue;
+    backend_->mark_seen(seen_.as<uint32_t>(), r.slot, vocab_size, r.history.data(),
+                        static_cast<int64_t>(r.history.size()));
+  }
+}
+
+void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleRequest> requests,
+                                   Step& step) {
+  prepare_seen(requests);
+  std::vector<RowSampling> sampling(requests.size());
+  bool is_greedy = true;
+  bool has_penalty = false;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const SamplingParams& p = *requests[i].params;
+    sampling[i] = {.temperature = p.temperature,
+                   .top_k = p.top_k,
+                   .top_p = p.top_p,
+                   .repetition_penalty = p.repetition_penalty,
+                   .seed = p.seed,
+                   .counter = static_cast<uint64_t>(requests[i].num_tokens),
+                   .history_slot = static_cast<int32_t>(requests[i].slot)};
+    has_penalty = has_penalty || p.repetition_penalty != 1.0f;
+    is_greedy = is_greedy && p.temperature == 0.0f;
+  }
+  is_greedy = is_greedy && !has_penalty;
+  const bool is_decode = batch.is_decode();
+  const int64_t num_rows =
+      is_decode ? row_bucket(batch.num_seqs(), max_batch_size_) : batch.num_logits();
+  const int64_t max_context_len = is_decode
+                                      ? context_bucket(batch.max_context_len(), max_seq_len_)
+                                      : batch.max_context_len();
+  sampling.resize(static_cast<size_t>(num_rows));
+  const BatchTensors tensors =
+      upload(batch, is_decode ? num_rows : 0, max_context_len, sampling);
+  const auto* rows = static_cast<const RowSampling*>(device_batch_->extra());
+  const auto slot = static_cast<uint64_t>(num_launched_) % steps_.size();
+  const auto run_step = [&] {
+    BatchTensors step_tensors = tensors;
+    // Every id of a recorded step may refer to the tokens of the step before it.
+    step_tensors.sampled = {sampled_.data(), DType::kI32, Shape{max_num_logits_}};
+    model_.forward(step_tensors, cache_);
+    if (num_rows == 0) return;
+    ConstTensor logits_rows = tensors.logits_rows;
+    if (is_decode) logits_rows.data = nullptr;
+    const Tensor logits = logits_tensor(num_rows);
+    model_.logits(logits_rows, logits);
+    ops::sample(*backend_, {.logits = logits,
+                            .vocab_size = model_.config().vocab_size,
+                            .rows = rows,
+                            .is_greedy = is_greedy,
+                            .seen = has_penalty ? seen_.as<uint32_t>() : nullptr,
+                            .tokens = {sampled_.data(), DType::kI32, Shape{num_rows}},
+                            .host_tokens = step.device_tokens.as<int32_t>()});
+  };
+  if (is_decode) {
+    const uint64_t key = static_cast<uint64_t>(num_rows) << 32 |
+                         static_cast<uint64_t>(max_context_len) << 8 | slot << 2 |
+                         (is_greedy ? 2u : 0u) | (has_penalty ? 1u : 0u);
+    backend_->run_captured(key, run_step);
+  } else {
+    run_step();
+  }
+  num_sampled_ = num_rows;
+  step.marker = backend_->mark();
+}
+
+std::span<const int32_t> ModelRunner::collect() {
+  CARAVAN_CHECK_CODE(num_collected_ < num_launched_, kInternal, "no step is in flight");
+  Step& step = steps_[static_cast<size_t>(num_collected_++) % steps_.size()];
+  if (!backend_->samples_on_device()) return step.tokens;
+  backend_->wait_for(step.marker);
+  return {step.device_tokens.as<int32_t>(), static_cast<size_t>(step.num_rows)};
 }
 
 }  // namespace caravan

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <memory>
 #include <optional>
 #include <span>
@@ -8,8 +9,10 @@
 #include "backend/backend.h"
 #include "format/model_dir.h"
 #include "models/batch.h"
+#include "models/device_batch.h"
 #include "models/gpt2.h"
 #include "models/kv_cache.h"
+#include "sampling/sampler.h"
 
 namespace caravan {
 
@@ -22,6 +25,16 @@ struct ModelRunnerOptions {
   int64_t max_batch_size = 8;
 };
 
+/// What the row of a sequence needs to choose its next token.
+struct SampleRequest {
+  const SamplingParams* params = nullptr;
+  int64_t num_tokens = 0;  // of the sequence so far, tokens on their way included
+  /// All of them; ids on their way are negative (they can only be the last).
+  std::span<const int32_t> history;
+  int64_t slot = 0;              // of the sequence, in [0, max_batch_size)
+  bool is_first_output = false;  // the prompt was not seen before
+};
+
 /// The step limits that these options mean, for memory plans and reserve().
 StepLimits step_limits(const ModelRunnerOptions& options);
 
@@ -31,16 +44,30 @@ class ModelRunner {
   /// Errors: as Gpt2Model::load; kInvalidArgument when max_seq_len exceeds the model or the engine.
   ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
               const ModelRunnerOptions& options);
+  /// With random weights of `dir.config`'s shape.
+  static ModelRunner random(const ModelDir& dir, std::unique_ptr<Backend> backend,
+                            const ModelRunnerOptions& options);
 
-  /// Runs one step. Returns logits [batch.logits_rows(), vocab_size], valid until the next step.
+  /// Steps that may be queued before the first is collected: 2 where tokens are chosen on the
+  /// device, so that it never waits for the host.
+  int max_steps_in_flight() const { return backend_->samples_on_device() ? 2 : 1; }
+  /// Queues one step, logits and choice of tokens included: one request for each sequence of the
+  /// batch that wants logits, in order.
+  void launch(const Batch& batch, std::span<const SampleRequest> requests);
+  /// Tokens of the oldest step that was not collected, valid until the launch after the next.
+  std::span<const int32_t> collect();
+
+  /// Runs one step. Returns logits [rows that want logits][vocab_size], valid until the next step.
   std::span<const float> run(const Batch& batch);
+  /// Runs the batch without logits; see Gpt2Model::forward.
+  void forward(const Batch& batch, const ForwardObserver& observer = nullptr);
   /// Logits [num_rows, vocab_size] of tokens first_row... of the last forward pass, valid until the
   /// next call. num_rows <= max_num_logits().
   std::span<const float> logits(int64_t first_row, int64_t num_rows);
 
-  Gpt2Model& model() { return model_; }
   const Gpt2Model& model() const { return model_; }
   const Backend& backend() const { return *backend_; }
+  Backend& backend() { return *backend_; }
   const KvCache& cache() const { return cache_; }
   int64_t max_seq_len() const { return max_seq_len_; }
   int64_t max_num_logits() const { return max_num_logits_; }
@@ -48,21 +75,51 @@ class ModelRunner {
   /// Bytes beside weights and cache that a runner with these limits allocates: activations, kernel
   /// scratch and logits.
   static int64_t workspace_bytes(const ModelConfig& config, const Backend& backend,
-                                 const StepLimits& limits);
+                                 const StepLimits& limits, DType dtype);
   /// Tokens that one sequence may have: the engine's or the model's, or `wanted` if that is less.
   /// Errors: kInvalidArgument when wanted is more.
   static int64_t sequence_limit(const ModelDir& dir, int64_t wanted);
 
  private:
+  ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
+              const ModelRunnerOptions& options, std::optional<uint64_t> random_seed);
+
+  struct Step {
+    std::vector<int32_t> tokens;  // of the host's sampler
+    Buffer device_tokens;         // pinned, written by the device
+    int64_t num_rows = 0;
+    int64_t marker = 0;
+  };
+
+  static constexpr uint64_t kRandomSeed = 1;
+
+  BatchTensors upload(const Batch& batch, int64_t num_rows, int64_t max_context_len,
+                      std::span<const RowSampling> sampling);
   std::span<const float> compute_logits(const ConstTensor& rows);
+  Tensor logits_tensor(int64_t num_rows) const;
+  void launch_on_device(const Batch& batch, std::span<const SampleRequest> requests, Step& step);
+  void prepare_seen(std::span<const SampleRequest> requests);
 
   std::unique_ptr<Backend> backend_;
   Gpt2Model model_;
   int64_t max_seq_len_;
   int64_t max_num_logits_;
   KvCache cache_;
-  Buffer logits_;                     // [max_num_logits, vocab_size]
+  int64_t logits_stride_;
+  Buffer logits_;                     // [max_num_logits, logits_stride]
+  std::vector<float> host_logits_;    // [rows, vocab_size], where the host cannot read logits_
   std::vector<int32_t> row_indices_;  // [max_num_logits]
+  Buffer device_rows_;                // their copy, where the host's cannot be read
+
+  Sampler sampler_;
+  std::optional<DeviceBatch> device_batch_;
+  Buffer sampled_;  // [max_num_logits] int32 on the device: the last step's tokens
+  int64_t num_sampled_ = 0;
+  Buffer seen_;  // SampleOp::seen, made when the first request has a repetition penalty
+  int64_t max_batch_size_;
+  std::array<Step, 2> steps_;
+  int64_t num_launched_ = 0;
+  int64_t num_collected_ = 0;
 };
 
 }  // namespace caravan

@@ -11,6 +11,7 @@ Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), blocks_(l
   CARAVAN_CHECK(limits.max_batch_size > 0 && limits.max_num_batched_tokens >= limits.max_batch_size,
                 "{} tokens a step for {} sequences: every sequence needs at least one",
                 limits.max_num_batched_tokens, limits.max_batch_size);
+  for (int64_t slot = limits.max_batch_size; slot > 0; --slot) free_slots_.push_back(slot - 1);
 }
 
 void Scheduler::add(std::unique_ptr<Sequence> sequence) {
@@ -28,6 +29,8 @@ void Scheduler::admit() {
     const int64_t needed = ceil_div(waiting_.front()->max_num_tokens(), limits_.block_size);
     if (needed > blocks_.num_free()) return;
     waiting_.front()->block_table = blocks_.allocate(needed);
+    waiting_.front()->slot = free_slots_.back();
+    free_slots_.pop_back();
     waiting_.front()->first_step = Sequence::Clock::now();
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
@@ -40,10 +43,11 @@ std::vector<Sequence*> Scheduler::schedule(Batch& batch) {
   // Decoding sequences first: their one token each always fits the budget.
   int64_t budget = limits_.max_num_batched_tokens;
   for (const auto& sequence : running_) {
-    if (sequence->num_tokens() - sequence->num_computed == 1) --budget;
+    if (!sequence->is_complete() && sequence->num_tokens() - sequence->num_computed == 1) --budget;
   }
   std::vector<Sequence*> yields;
   for (const auto& sequence : running_) {
+    if (sequence->is_complete()) continue;
     const int64_t missing = sequence->num_tokens() - sequence->num_computed;
     int64_t count = 1;
     if (missing > 1) {
@@ -67,7 +71,14 @@ std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence) {
   std::unique_ptr<Sequence> owned = std::move(*it);
   running_.erase(it);
   blocks_.release(owned->block_table);
+  free_slots_.push_back(owned->slot);
   return owned;
+}
+
+Sequence* Scheduler::find(int64_t id) const {
+  const auto it =
+      std::find_if(running_.begin(), running_.end(), [&](const auto& s) { return s->id == id; });
+  return it == running_.end() ? nullptr : it->get();
 }
 
 }  // namespace caravan

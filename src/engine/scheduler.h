@@ -29,12 +29,16 @@ class Scheduler {
   /// Errors: kInvalidArgument when the sequence could never fit the cache.
   void add(std::unique_ptr<Sequence> sequence);
 
-  /// Fills `batch`; returns the sequences of which the step yields a new token, in the order of
-  /// batch.logits_rows(). Advances num_computed of every sequence in the batch.
+  /// Fills `batch`; returns the sequences of which the step yields a new token, in the order of the
+  /// batch's logits rows. Advances num_computed of every sequence in the batch. Sequences whose last
+  /// token is on its way take no part, so the batch can be empty.
   std::vector<Sequence*> schedule(Batch& batch);
 
   /// Takes a finished sequence out and frees its blocks.
   std::unique_ptr<Sequence> remove(Sequence* sequence);
+
+  /// The running sequence with this id, or null.
+  Sequence* find(int64_t id) const;
 
   bool is_empty() const { return waiting_.empty() && running_.empty(); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
@@ -47,6 +51,7 @@ class Scheduler {
   BlockManager blocks_;
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
+  std::vector<int64_t> free_slots_;
 };
 
 }  // namespace caravan

@@ -13,10 +13,11 @@ namespace caravan {
 struct Sequence {
   int64_t id = 0;
   SamplingParams params;
-  std::vector<int32_t> token_ids;  // prompt, then output
+  std::vector<int32_t> token_ids;  // prompt, then output; negative while on its way (Batch)
   int64_t num_prompt_tokens = 0;
   int64_t num_computed = 0;  // tokens whose K and V are in the cache
   std::vector<int32_t> block_table;
+  int64_t slot = -1;  // place among the running ones, in [0, max_batch_size)
   FinishReason finish_reason = FinishReason::kNone;
 
   using Clock = std::chrono::steady_clock;
@@ -27,6 +28,8 @@ struct Sequence {
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids.size()); }
   int64_t num_output_tokens() const { return num_tokens() - num_prompt_tokens; }
+  /// All its tokens are there or on their way.
+  bool is_complete() const { return num_output_tokens() >= params.max_output_len; }
   /// Tokens that it may reach: what its cache blocks are reserved for.
   int64_t max_num_tokens() const { return num_prompt_tokens + params.max_output_len; }
 };

@@ -32,7 +32,7 @@ class SingleSequence {
     batch_.clear();
     batch_.add_sequence(ids.data(), static_cast<int64_t>(ids.size()), num_done_, block_table_,
                         true);
-    runner_.model().forward(batch_, runner_.cache(), observer);
+    runner_.forward(batch_, observer);
     num_done_ += static_cast<int64_t>(ids.size());
   }
   /// [vocab_size] of token `row` of the last forward().

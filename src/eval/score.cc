@@ -57,7 +57,7 @@ Score Scorer::score(std::span<const int32_t> ids, int num_top, const OnLogits& o
     const int64_t count = std::min(max_step, num_tokens - begin);
     batch_.clear();
     batch_.add_sequence(ids.data() + begin, count, begin, block_table_, false);
-    runner_.model().forward(batch_, runner_.cache());
+    runner_.forward(batch_);
     for (int64_t row = 0; row < count; row += runner_.max_num_logits()) {
       const int64_t num_rows = std::min(runner_.max_num_logits(), count - row);
       const std::span<const float> logits = runner_.logits(row, num_rows);

@@ -48,9 +48,19 @@ void Batch::clear() {
   first_block_.assign(1, 0);
 }
 
-void Batch::validate(int64_t vocab_size, int64_t max_seq_len, int64_t num_blocks) const {
+int64_t Batch::max_context_len() const {
+  return context_lens_.empty() ? 0
+                               : *std::max_element(context_lens_.begin(), context_lens_.end());
+}
+
+bool Batch::is_decode() const {
+  return !token_ids_.empty() && num_tokens() == num_seqs() && num_logits() == num_seqs();
+}
+
+void Batch::validate(int64_t vocab_size, int64_t max_seq_len, int64_t num_blocks,
+                     int64_t num_sampled) const {
   for (size_t t = 0; t < token_ids_.size(); ++t) {
-    CARAVAN_CHECK_CODE(token_ids_[t] >= 0 && token_ids_[t] < vocab_size, kInternal,
+    CARAVAN_CHECK_CODE(token_ids_[t] >= -num_sampled && token_ids_[t] < vocab_size, kInternal,
                        "token id {} is outside the vocabulary of {}", token_ids_[t], vocab_size);
     CARAVAN_CHECK_CODE(positions_[t] >= 0 && positions_[t] < max_seq_len, kInternal,
                        "position {} is outside the model's {}", positions_[t], max_seq_len);
@@ -64,12 +74,7 @@ void Batch::validate(int64_t vocab_size, int64_t max_seq_len, int64_t num_blocks
   }
 }
 
-ConstTensor Batch::token_ids() const { return view(token_ids_, DType::kI32); }
-ConstTensor Batch::positions() const { return view(positions_, DType::kI32); }
-ConstTensor Batch::slot_mapping() const { return view(slot_mapping_, DType::kI64); }
-ConstTensor Batch::logits_rows() const { return view(logits_rows_, DType::kI32); }
-
-ops::AttentionBatch Batch::attention() const {
+BatchTensors Batch::tensors() const {
   size_t width = 1;
   for (size_t s = 0; s + 1 < first_block_.size(); ++s) {
     width = std::max(width, first_block_[s + 1] - first_block_[s]);
@@ -80,10 +85,18 @@ ops::AttentionBatch Batch::attention() const {
               flat_blocks_.begin() + static_cast<std::ptrdiff_t>(first_block_[s + 1]),
               block_tables_.begin() + static_cast<std::ptrdiff_t>(s * width));
   }
-  return {.query_start = view(query_start_, DType::kI32),
-          .context_lens = view(context_lens_, DType::kI32),
-          .block_tables = {block_tables_.data(), DType::kI32,
-                           Shape{num_seqs(), static_cast<int64_t>(width)}}};
+  BatchTensors t;
+  t.token_ids = view(token_ids_, DType::kI32);
+  t.positions = view(positions_, DType::kI32);
+  t.slot_mapping = view(slot_mapping_, DType::kI64);
+  t.logits_rows = view(logits_rows_, DType::kI32);
+  t.attention.query_start = view(query_start_, DType::kI32);
+  t.attention.context_lens = view(context_lens_, DType::kI32);
+  t.attention.block_tables = {block_tables_.data(), DType::kI32,
+                              Shape{num_seqs(), static_cast<int64_t>(width)}};
+  t.attention.is_decode = is_decode();
+  t.attention.max_context_len = max_context_len();
+  return t;
 }
 
 }  // namespace caravan

@@ -8,6 +8,18 @@
 
 namespace caravan {
 
+/// One batch as the operators read it, in memory of the backend.
+struct BatchTensors {
+  ConstTensor token_ids;     // [T] int32
+  ConstTensor positions;     // [T] int32
+  ConstTensor slot_mapping;  // [T] int64
+  ConstTensor logits_rows;   // [number of sequences that want logits] int32
+  ConstTensor sampled;       // tokens of the step before, int32; data null when no id refers to them
+  AttentionBatch attention;
+
+  int64_t num_tokens() const { return token_ids.shape[0]; }
+};
+
 /// The tokens of one step: prefill chunks and decode tokens of any number of sequences, one after
 /// the other. Built by the scheduler with add_sequence(); plain host data.
 class Batch {
@@ -15,27 +27,32 @@ class Batch {
   explicit Batch(int64_t block_size) : block_size_(block_size) {}
 
   /// Appends the tokens [first_position, first_position + num_tokens) of a sequence whose cache
-  /// blocks are `block_table`. wants_logits: logits of its last token here are needed.
+  /// blocks are `block_table`. wants_logits: logits of its last token here are needed. An id of
+  /// -1 - r stands for the token that row r of the step before this one will turn out to be.
   void add_sequence(const int32_t* token_ids, int64_t num_tokens, int64_t first_position,
                     const std::vector<int32_t>& block_table, bool wants_logits);
   void clear();
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids_.size()); }
   int64_t num_seqs() const { return static_cast<int64_t>(context_lens_.size()); }
+  int64_t num_logits() const { return static_cast<int64_t>(logits_rows_.size()); }
+  int64_t max_context_len() const;
+  /// Every sequence has one token here and wants its logits.
+  bool is_decode() const;
 
-  /// Checks what the operators cannot: ids below vocab_size, positions below max_seq_len, slots
-  /// inside num_blocks. Errors: kInternal, because the scheduler promised it.
-  void validate(int64_t vocab_size, int64_t max_seq_len, int64_t num_blocks) const;
+  /// Checks what the operators cannot: ids below vocab_size (or one of num_sampled tokens of the
+  /// step before), positions below max_seq_len, slots inside num_blocks. Errors: kInternal, because
+  /// the scheduler promised it.
+  void validate(int64_t vocab_size, int64_t max_seq_len, int64_t num_blocks,
+                int64_t num_sampled = 0) const;
 
-  // Views for the operators, valid until the batch changes.
-  ConstTensor token_ids() const;     // [T] int32
-  ConstTensor positions() const;     // [T] int32
-  ConstTensor slot_mapping() const;  // [T] int64
-  ConstTensor logits_rows() const;   // [number of sequences that want logits] int32
-  /// Block tables padded to the longest one, into `block_tables` storage of this batch.
-  ops::AttentionBatch attention() const;
+  /// Views of this batch for operators that read host memory, valid until it changes; block tables
+  /// are padded to the longest one.
+  BatchTensors tensors() const;
 
  private:
+  friend class DeviceBatch;
+
   int64_t block_size_;
   std::vector<int32_t> token_ids_;
   std::vector<int32_t> positions_;

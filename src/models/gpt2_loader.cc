@@ -61,7 +61,8 @@ DType choose_weight_dtype(const ModelDir& dir, const TensorSource& source,
 /// Fills a Gpt2Model tensor by tensor; the only place that knows where each weight goes.
 class Gpt2Model::Loader {
  public:
-  Loader(const ModelDir& dir, Backend& backend) : dir_(dir), model_(dir.config, backend) {}
+  Loader(const ModelDir& dir, Backend& backend)
+      : dir_(dir), backend_(backend), model_(dir.config, backend) {}
 
   Gpt2Model load(std::optional<DType> wanted) {
     CARAVAN_CHECK_CODE(
@@ -74,11 +75,35 @@ class Gpt2Model::Loader {
                               : TensorSource::open_file(dir_.rank_path(0));
     dtype_ = choose_weight_dtype(dir_, source, wanted);
     model_.weight_dtype_ = dtype_;
+    model_.activation_dtype_ = backend_.activation_dtype(dtype_);
     if (dir_.kind == ModelDirKind::kEngine) {
       load_engine(source);
       model_.sources_.push_back(std::move(source));
     } else {
       load_stored(source);
+    }
+    assign();
+    return std::move(model_);
+  }
+
+  Gpt2Model random(DType dtype, uint64_t seed) {
+    dtype_ = model_.weight_dtype_ = dtype;
+    model_.activation_dtype_ = backend_.activation_dtype(dtype);
+    for (const WeightSpec& spec : gpt2_weight_specs(model_.config_, false)) {
+      const DType stored = spec.role == WeightRole::kVector ? DType::kF32 : dtype;
+      const LinearLayout layout = backend_.linear_layout(stored);
+      const int64_t count = is_matrix(spec.role)
+                                ? linear_num_elements(layout, spec.in_features, spec.out_features)
+                                : spec.shape.num_elements();
+      model_.buffers_.push_back(
+          backend_.allocate(static_cast<size_t>(count) * dtype_size(stored)));
+      void* data = model_.buffers_.back().data();
+      // Radford et al. 2019: normal of 0.02, here uniform of the same deviation; LayerNorm near 1.
+      const bool is_norm_weight = spec.name.find("ln_") != std::string::npos &&
+                                  spec.name.ends_with(".weight");
+      backend_.fill_random(data, stored, count, is_norm_weight ? 1.0f : 0.0f,
+                           0.02f * 1.7320508f, seed++);
+      add(spec, data, stored, layout);
     }
     assign();
     return std::move(model_);
@@ -99,11 +124,11 @@ class Gpt2Model::Loader {
                          spec.name, dtype_name(tensor->dtype), dtype_name(dtype));
       int64_t elements = spec.shape.num_elements();
       if (is_matrix(spec.role)) {
-        CARAVAN_CHECK_CODE(model_.backend_->reads_layout(info.layout, dtype_), kUnsupported,
+        CARAVAN_CHECK_CODE(backend_.reads_layout(info.layout, dtype_), kUnsupported,
                            "{}: {} is packed as {}, this backend reads {}; build the engine again "
                            "for this machine",
                            dir_.path, spec.name, linear_layout_name(info.layout),
-                           linear_layout_name(model_.backend_->linear_layout(dtype_)));
+                           linear_layout_name(backend_.linear_layout(dtype_)));
         CARAVAN_CHECK_CODE(
             info.in_features == spec.in_features && info.out_features == spec.out_features,
             kCorrupt, "{}: {} is {} x {} in the tensor table, expected {} x {}", dir_.path,
@@ -114,7 +139,7 @@ class Gpt2Model::Loader {
                          "{}: {} has {} elements, expected {}", dir_.path, spec.name,
                          tensor->shape.num_elements(), elements);
       const void* data = tensor->data();
-      if (!model_.backend_->reads_host_memory() || reinterpret_cast<uintptr_t>(data) % 64 != 0) {
+      if (!backend_.reads_host_memory() || reinterpret_cast<uintptr_t>(data) % 64 != 0) {
         data = to_device(data, tensor->num_bytes());
       }
       add(spec, data, dtype, info.layout);
@@ -136,10 +161,10 @@ class Gpt2Model::Loader {
 
   void load_one(const ResolvedWeight& w) {
     const DType dtype = w.spec.role == WeightRole::kVector ? DType::kF32 : dtype_;
-    Buffer converted;
-    const void* source = as_dtype(*w.tensor, dtype, converted);
-    const LinearLayout layout = model_.backend_->linear_layout(dtype);
+    const LinearLayout layout = backend_.linear_layout(dtype);
     if (!is_matrix(w.spec.role)) {
+      Buffer converted;
+      const void* source = as_dtype(*w.tensor, dtype, converted);
       add(w.spec,
           to_device(source, static_cast<size_t>(w.spec.shape.num_elements()) * dtype_size(dtype)),
           dtype, layout);
@@ -148,23 +173,16 @@ class Gpt2Model::Loader {
     const auto num_bytes =
         static_cast<size_t>(linear_num_elements(layout, w.spec.in_features, w.spec.out_features)) *
         dtype_size(dtype);
-    if (model_.backend_->reads_host_memory()) {
-      model_.buffers_.push_back(model_.backend_->allocate(num_bytes));
-      void* packed = model_.buffers_.back().data();
-      pack_linear(source, w.spec.stored_layout, dtype, w.spec.in_features, w.spec.out_features,
-                  layout, packed);
-      add(w.spec, packed, dtype, layout);
-    } else {
-      const Buffer packed = Buffer::host(num_bytes);
-      pack_linear(source, w.spec.stored_layout, dtype, w.spec.in_features, w.spec.out_features,
-                  layout, packed.data());
-      add(w.spec, to_device(packed.data(), num_bytes), dtype, layout);
-    }
+    model_.buffers_.push_back(backend_.allocate(num_bytes));
+    void* packed = model_.buffers_.back().data();
+    backend_.pack_weight(w.tensor->data(), w.tensor->dtype, w.spec.stored_layout,
+                                 w.spec.in_features, w.spec.out_features, dtype, packed);
+    add(w.spec, packed, dtype, layout);
   }
 
   const void* to_device(const void* host, size_t num_bytes) {
-    model_.buffers_.push_back(model_.backend_->allocate(num_bytes));
-    model_.backend_->copy_from_host(host, model_.buffers_.back().data(), num_bytes);
+    model_.buffers_.push_back(backend_.allocate(num_bytes));
+    backend_.copy_from_host(host, model_.buffers_.back().data(), num_bytes);
     return model_.buffers_.back().data();
   }
 
@@ -185,9 +203,10 @@ class Gpt2Model::Loader {
   }
   LinearWeight linear(const std::string& name) const {
     LinearWeight weight = matrices_.at(name + ".weight");
-    weight.bias = plain_.at(name + ".bias").as<float>();
+    weight.bias = bias(name);
     return weight;
   }
+  const float* bias(const std::string& name) const { return plain_.at(name + ".bias").as<float>(); }
 
   void assign() {
     model_.wte_ = matrices_.at("wte.weight");
@@ -197,15 +216,18 @@ class Gpt2Model::Loader {
       const std::string h = fmt::format("h.{}.", i);
       model_.layers_.push_back({.ln_1 = layer_norm(h + "ln_1"),
                                 .c_attn = linear(h + "attn.c_attn"),
-                                .attn_c_proj = linear(h + "attn.c_proj"),
+                                .attn_c_proj = matrices_.at(h + "attn.c_proj.weight"),
+                                .attn_c_proj_bias = bias(h + "attn.c_proj"),
                                 .ln_2 = layer_norm(h + "ln_2"),
                                 .c_fc = linear(h + "mlp.c_fc"),
-                                .mlp_c_proj = linear(h + "mlp.c_proj")});
+                                .mlp_c_proj = matrices_.at(h + "mlp.c_proj.weight"),
+                                .mlp_c_proj_bias = bias(h + "mlp.c_proj")});
     }
     model_.ln_f_ = layer_norm("ln_f");
   }
 
   const ModelDir& dir_;
+  Backend& backend_;
   Gpt2Model model_;
   DType dtype_ = DType::kF32;
   std::map<std::string, LinearWeight> matrices_;
@@ -214,6 +236,13 @@ class Gpt2Model::Loader {
 
 Gpt2Model Gpt2Model::load(const ModelDir& dir, Backend& backend, std::optional<DType> dtype) {
   return Loader(dir, backend).load(dtype);
+}
+
+Gpt2Model Gpt2Model::random(const ModelConfig& config, Backend& backend, DType dtype,
+                            uint64_t seed) {
+  ModelDir dir;
+  dir.config = config;
+  return Loader(dir, backend).random(dtype, seed);
 }
 
 }  // namespace caravan

@@ -11,39 +11,28 @@ namespace caravan::ops {
 // One checked function an operator: shapes, dtypes and null pointers first, then the backend. All
 // throw kInvalidArgument naming the operand, what was found and what was expected. Contents of
 // integer arrays (ids, slots, block tables) are the batch builder's promise (models/batch.h checks
-// them), because on a device they cannot be read here.
+// them), because on a device they cannot be read here. Shapes and dtypes: backend/backend.h.
 
-/// out = wte[token_ids] + wpe[positions].  Shapes: token_ids, positions [T] int32; wpe
-/// [num_positions, hidden]; out [T, hidden] float32.
-void embedding(Backend& backend, const ConstTensor& token_ids, const ConstTensor& positions,
-               const LinearWeight& wte, const ConstTensor& wpe, const Tensor& out);
+/// out = wte[token_ids] + wpe[positions].
+void embedding(Backend& backend, const EmbeddingOp& op);
 
-/// y = LayerNorm(x) * weight + bias. Shapes: x, y [T, hidden]; weight, bias [hidden]; all float32.
-/// y may be x.  Source: Ba et al. 2016, eq. 4.
-void layer_norm(Backend& backend, const ConstTensor& x, const ConstTensor& weight,
-                const ConstTensor& bias, float epsilon, const Tensor& y);
+/// x += delta + delta_bias where delta is given; y = LayerNorm(x) * weight + bias. Without delta y
+/// may be x.  Source: Ba et al. 2016, eq. 4.
+void layer_norm(Backend& backend, const LayerNormOp& op);
 
-/// y = activation(x W + bias) + residual. Shapes: x [T, in]; residual, y [T, out]; float32.
-/// residual.data may be null; it may be y. x may not overlap y.
-void linear(Backend& backend, const ConstTensor& x, const LinearWeight& weight,
-            Activation activation, const ConstTensor& residual, const Tensor& y);
+/// y = activation(x W + bias). x may not overlap y.
+void linear(Backend& backend, const LinearOp& op);
 
-/// Appends K and V of qkv [T, 3 * hidden] to one layer's cache at slot_mapping [T] int64.
-void append_kv(Backend& backend, const ConstTensor& qkv, const ConstTensor& slot_mapping,
-               const KvLayer& cache);
+/// Appends K and V of qkv to one layer's cache.
+void append_kv(Backend& backend, const AppendKvOp& op);
 
-/// Which tokens belong to which sequence, and where their context lies.
-struct AttentionBatch {
-  ConstTensor query_start;   // [num_seqs + 1] int32
-  ConstTensor context_lens;  // [num_seqs] int32
-  ConstTensor block_tables;  // [num_seqs, max_blocks_per_seq] int32
-};
-/// out = causal attention of the q part of qkv [T, 3 * hidden] over the cache; out [T, hidden].
-void attention(Backend& backend, const ConstTensor& qkv, const AttentionBatch& batch,
-               const KvLayer& cache, float scale, const Tensor& out);
+/// out = causal attention of the q part of qkv over the cache.
+void attention(Backend& backend, const AttentionOp& op);
 
-/// out[i] = x[rows[i]]. Shapes: x [T, hidden], rows [R] int32, out [R, hidden].
-void gather_rows(Backend& backend, const ConstTensor& x, const ConstTensor& rows,
-                 const Tensor& out);
+/// out[i] = x[rows[i]].
+void gather_rows(Backend& backend, const GatherRowsOp& op);
+
+/// tokens[i] = the token chosen from row i of the logits.
+void sample(Backend& backend, const SampleOp& op);
 
 }  // namespace caravan::ops

@@ -24,6 +24,7 @@ static inline TokenColumn token_column(const LinearWeight& w, int64_t token) {
     case LinearLayout::kPanel32:
       return {panel * w.in_features * kPanel + column, 2 * kPanel, kPanel};
     case LinearLayout::kPanel32Pairs:
+    case LinearLayout::kCore8x8:  // not read here
       break;
   }
   return {panel * align_up(w.in_features, 32) * kPanel + column * 2, 2 * kPanel, 1};

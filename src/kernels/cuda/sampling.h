@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/cuda/launch.h"
+
+namespace caravan::cuda {
+
+/// How the token of one row is chosen; the fields mean what they mean in SamplingParams.
+struct RowSampling {
+  float temperature = 0.0f;         // 0: greedy, the lowest id on a tie
+  int32_t top_k = 0;                // 0: all
+  float top_p = 1.0f;
+  float repetition_penalty = 1.0f;  // 1: history is not read
+  uint64_t seed = 0;
+  uint64_t counter = 0;      // history length: the draw is uniform_random(seed, counter)
+  int32_t history_slot = 0;  // row of `seen` that holds the sequence's tokens
+  int32_t padding = 0;
+};
+
+struct SampleArgs {
+  int64_t num_rows = 0;
+  int64_t vocab_size = 0;
+  int64_t logits_stride = 0;            // elements from one row to the next, >= vocab_size
+  const float* logits = nullptr;        // [num_rows, logits_stride]
+  const RowSampling* rows = nullptr;    // [num_rows], device memory
+  bool is_greedy = false;               // host's promise that every row is plain argmax
+  uint32_t* seen = nullptr;             // [slots][ceil(vocab_size / 32)] bits: tokens of a sequence;
+                                        // the chosen token's bit is set. null: nobody uses a penalty
+  int32_t* tokens = nullptr;            // [num_rows], device: the chosen ids
+  int32_t* host_tokens = nullptr;       // [num_rows], mapped pinned memory, or null
+  void* workspace = nullptr;            // sample_workspace_bytes(num_rows, vocab_size)
+};
+/// Same choice as Sampler::sample (src/sampling) up to rounding of the probabilities: repetition
+/// penalty, temperature, top-k, top-p, one draw. NaN logits lose against every number.
+void launch_sample(const SampleArgs& args, const LaunchContext& context);
+size_t sample_workspace_bytes(int64_t max_num_rows, int64_t vocab_size);
+
+/// Sets the bits of `ids` in row `slot` of seen (clear_first: after clearing the row).
+void launch_mark_seen(uint32_t* seen, int64_t slot, int64_t vocab_size, const int32_t* ids,
+                      int64_t count, bool clear_first, const LaunchContext& context);
+
+}  // namespace caravan::cuda
