@@ -117,6 +117,16 @@ struct SampleOp {
   int32_t* host_tokens = nullptr;     // [R], from allocate_host()
 };
 
+/// What a device can do at best, measured: figures mean something only as shares of these, taken in
+/// the same run.
+struct Ceilings {
+  double read_gb_per_s = 0;            // device memory, read only
+  double copy_gb_per_s = 0;            // device memory, read + written
+  double matmul_tflops = 0;            // matrix products of the dtype asked for; 0: not measured
+  double host_to_device_gb_per_s = 0;  // 0: the kernels read the host's memory
+  std::string note;                    // what matmul_tflops is
+};
+
 /// One device. The model never asks which. Operators run in call order; their arguments were
 /// checked by src/ops. Not thread safe: one engine owns one backend.
 class Backend {
@@ -194,6 +204,10 @@ class Backend {
   /// eight may be open.
   virtual int64_t mark() = 0;
   virtual void wait_for(int64_t marker) = 0;
+
+  /// Measures for a few seconds, with memory that it gives back; matmul_tflops for weights of
+  /// `dtype`.
+  virtual Ceilings measure_ceilings(DType dtype) = 0;
 };
 
 }  // namespace caravan

@@ -6,10 +6,14 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "kernels/cpu/ceilings.h"
 
 namespace caravan {
 
 namespace {
+
+// No cache of a server holds this much.
+constexpr size_t kCeilingBytes = size_t{1} << 30;
 
 // Tokens of one block: the 16 lanes along which attention scores are computed.
 constexpr int64_t kKvBlockSize = 16;
@@ -182,6 +186,24 @@ class CpuBackend : public Backend {
   void run_captured(uint64_t, const std::function<void()>& step) override { step(); }
   int64_t mark() override { return 0; }
   void wait_for(int64_t) override {}
+
+  Ceilings measure_ceilings(DType dtype) override {
+    const int threads = context_.num_threads;
+    Ceilings ceilings{.read_gb_per_s = measure_read_gb_per_s(threads, kCeilingBytes),
+                      .copy_gb_per_s = measure_copy_gb_per_s(threads, kCeilingBytes),
+                      .matmul_tflops = 0,
+                      .host_to_device_gb_per_s = 0,
+                      .note = "float32 FMA in registers"};
+    if (isa_ == CpuIsa::kAmx && dtype == DType::kBF16) {
+      ceilings.matmul_tflops = measure_amx_bf16_gflops(threads) * 1e-3;
+      ceilings.note = "AMX bfloat16 in registers";
+    } else {
+      const CpuIsa wide = cpu_isa_available(CpuIsa::kAvx512) ? CpuIsa::kAvx512 : CpuIsa::kAvx2;
+      ceilings.matmul_tflops =
+          measure_fma_gflops(isa_ == CpuIsa::kAvx2 ? CpuIsa::kAvx2 : wide, threads) * 1e-3;
+    }
+    return ceilings;
+  }
 
  private:
   // x += delta + bias, each sum rounded once.

@@ -158,6 +158,31 @@ double measure_read_gb_per_s(int threads, size_t num_bytes) {
   return static_cast<double>(buffer.num_bytes()) / best / 1e9;
 }
 
+double measure_copy_gb_per_s(int threads, size_t num_bytes) {
+  constexpr int64_t kPiece = 256 << 10;
+  const int64_t pieces = std::max<int64_t>(static_cast<int64_t>(num_bytes) / kPiece / 2, threads);
+  const Buffer from = Buffer::host(static_cast<size_t>(pieces * kPiece));
+  Buffer to = Buffer::host(from.num_bytes());
+  std::fill_n(from.as<uint64_t>(), from.num_bytes() / sizeof(uint64_t), uint64_t{1});
+  std::fill_n(to.as<uint64_t>(), to.num_bytes() / sizeof(uint64_t), uint64_t{2});
+  double best = 1e30;
+  for (int attempt = 0; attempt < kReadTries; ++attempt) {
+    std::atomic<int64_t> next{0};
+    best = std::min(
+        best, seconds_of(threads, [&](int) {
+          for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+            const auto* src = reinterpret_cast<const __m128i*>(from.as<char>() + i * kPiece);
+            auto* dst = reinterpret_cast<__m128i*>(to.as<char>() + i * kPiece);
+            for (int64_t j = 0; j < kPiece / 16; ++j) {
+              _mm_stream_si128(dst + j, _mm_load_si128(src + j));
+            }
+          }
+          _mm_sfence();
+        }));
+  }
+  return 2.0 * static_cast<double>(from.num_bytes()) / best / 1e9;
+}
+
 double measure_fma_gflops(CpuIsa isa, int threads) {
   if (isa == CpuIsa::kReference || !cpu_isa_available(isa)) return 0;
   const bool narrow = isa == CpuIsa::kAvx2;

@@ -13,6 +13,9 @@ namespace caravan {
 /// with the best of several prefetch distances.
 double measure_read_gb_per_s(int threads, size_t num_bytes);
 
+/// Copies `num_bytes` with all `threads`, past the caches; bytes read plus bytes written.
+double measure_copy_gb_per_s(int threads, size_t num_bytes);
+
 /// Register-resident float32 FMA with the registers of `isa` (kAvx2; kAvx512 also for kAmx), in
 /// GFLOP/s, an FMA counted as two. 0 when the instruction set is not available.
 double measure_fma_gflops(CpuIsa isa, int threads);
