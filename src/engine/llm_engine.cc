@@ -8,8 +8,11 @@ namespace caravan {
 
 LlmEngine::LlmEngine(const ModelDir& dir, std::unique_ptr<Backend> backend,
                      const LlmEngineOptions& options)
+    : LlmEngine(ModelRunner(dir, std::move(backend), options.runner), options) {}
+
+LlmEngine::LlmEngine(ModelRunner runner, const LlmEngineOptions& options)
     : eos_token_ids_(options.eos_token_ids),
-      runner_(dir, std::move(backend), options.runner),
+      runner_(std::move(runner)),
       scheduler_({.max_batch_size = options.runner.max_batch_size,
                   .max_num_batched_tokens = options.runner.max_num_batched_tokens,
                   .block_size = runner_.cache().block_size(),

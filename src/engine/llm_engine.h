@@ -23,6 +23,8 @@ struct LlmEngineOptions {
 class LlmEngine {
  public:
   LlmEngine(const ModelDir& dir, std::unique_ptr<Backend> backend, const LlmEngineOptions& options);
+  /// Around a runner made with options.runner.
+  LlmEngine(ModelRunner runner, const LlmEngineOptions& options);
 
   /// Errors: kInvalidArgument when the prompt is empty, has ids outside the vocabulary, or does not
   /// fit max_seq_len together with max_output_len.
