@@ -25,7 +25,7 @@ void BuildFlags::add_to(CLI::App& command) {
       .add_option("--kv-cache-dtype,--kv_cache_dtype", kv_cache_dtype,
                   "float16, bfloat16 or float32; auto: as the weights")
       ->capture_default_str();
-  command.add_option("--target", target, "Device the engine is for: cpu")->capture_default_str();
+  command.add_option("--target", target, "Device the engine is for: cpu, or sm_80, sm_86, sm_89, sm_90 (NVIDIA GPUs)")->capture_default_str();
   command.add_option("--max-batch-size,--max_batch_size", max_batch_size,
                      "Sequences that run at once (default 32)");
   command.add_option("--max-input-len,--max_input_len", max_input_len,
@@ -63,6 +63,10 @@ BuildConfig BuildFlags::resolve(const ModelDir& dir) const {
 std::optional<int64_t> BuildFlags::available_bytes() const {
   if (memory == "auto") return available_memory_bytes();
   return parse_byte_size(memory, "--memory");
+}
+
+BackendOptions target_backend(const std::string& target, bool is_plan_only) {
+  return {.device = is_gpu_target(target) ? "cuda" : target, .is_plan_only = is_plan_only};
 }
 
 PlanInputs plan_inputs(const ModelConfig& config, const Backend& backend) {

@@ -5,7 +5,7 @@
 #include <optional>
 #include <string>
 
-#include "backend/backend.h"
+#include "backend/create_backend.h"
 #include "convert/memory_plan.h"
 #include "format/model_dir.h"
 
@@ -32,6 +32,9 @@ struct BuildFlags {
 };
 
 /// What `backend` and the model runner need for a model of `config`. `backend` must outlive it.
+/// The backend that runs engines of `target`; is_plan_only: its figures alone, no device needed.
+BackendOptions target_backend(const std::string& target, bool is_plan_only);
+
 PlanInputs plan_inputs(const ModelConfig& config, const Backend& backend);
 
 /// True when the directory's model keeps an own head, as far as config.json and the names of the

@@ -22,10 +22,14 @@ void ModelFlags::add_to(CLI::App& command, bool is_model_required) {
       .add_option("--kv-cache-dtype", kv_cache_dtype,
                   "float32, float16 or bfloat16; auto: as the weights")
       ->capture_default_str();
-  command.add_option("--device", device, "cpu")->capture_default_str();
+  command.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
   command
       .add_option("--cpu-isa", cpu_isa,
                   "amx, avx512, avx2 or reference (the slow oracle); auto: the fastest there is")
+      ->capture_default_str();
+  command
+      .add_option("--cuda-kernels", cuda_kernels,
+                  "auto: the fastest for the GPU; generic: those of sm_80, whatever the GPU is")
       ->capture_default_str();
   command.add_option("--threads,-t", num_threads, "CPU threads; 0: one for each core")
       ->capture_default_str();
@@ -44,12 +48,14 @@ std::optional<DType> dtype_flag(const std::string& text, const char* flag) {
 }
 
 void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunnerOptions& options) {
-  const std::optional<int64_t> available =
-      flags.memory == "auto" ? available_memory_bytes() : parse_byte_size(flags.memory, "--memory");
-  if (!available) return;
   const std::unique_ptr<Backend> backend = create_backend(flags.backend());
+  std::optional<int64_t> available = backend->available_bytes();
+  if (!available) available = available_memory_bytes();
+  if (flags.memory != "auto") available = parse_byte_size(flags.memory, "--memory");
+  if (!available) return;
   BuildConfig build = dir.build.value_or(BuildConfig{});
   if (!dir.build) build.dtype = default_engine_dtype(dir);
+  if (flags.device.starts_with("cuda")) build.target = "sm_90";  // its layouts, of all GPUs
   build.dtype = dtype_flag(flags.dtype, "--dtype").value_or(build.dtype);
   if (!dir.build) build.kv_cache_dtype = build.dtype;
   build.kv_cache_dtype =

@@ -11,19 +11,23 @@
 namespace caravan {
 
 /// The flags of every command that loads a model: --model --dtype --kv-cache-dtype --device
-/// --cpu-isa --threads --memory.
+/// --cpu-isa --cuda-kernels --threads --memory.
 struct ModelFlags {
   std::string model;
   std::string dtype = "auto";
   std::string kv_cache_dtype = "auto";
   std::string device = "cpu";
   std::string cpu_isa = "auto";
+  std::string cuda_kernels = "auto";
   int num_threads = 0;
   std::string memory = "auto";
 
   void add_to(CLI::App& command, bool is_model_required = true);
   BackendOptions backend() const {
-    return {.device = device, .cpu_isa = cpu_isa, .num_threads = num_threads};
+    return {.device = device,
+            .cpu_isa = cpu_isa,
+            .num_threads = num_threads,
+            .cuda_kernels = cuda_kernels};
   }
 };
 

@@ -32,7 +32,7 @@ void print_text(const MemoryPlan& plan, std::optional<int64_t> available,
 void run_plan(const Flags& flags) {
   const ModelDir dir = open_model_dir(flags.build.model);
   const BuildConfig build = flags.build.resolve(dir);
-  const std::unique_ptr<Backend> backend = create_backend({.device = build.target});
+  const std::unique_ptr<Backend> backend = create_backend(target_backend(build.target, true));
   const PlanInputs inputs = plan_inputs(dir.config, *backend);
   const bool own_head = has_own_head(dir);
   const MemoryPlan plan = make_memory_plan(dir.config, own_head, build, inputs);

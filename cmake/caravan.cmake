@@ -5,7 +5,12 @@ set(CARAVAN_WARNINGS -Wall -Wextra -Wshadow -Werror)
 
 # Results must not depend on which instructions the compiler chose: no contraction to FMA unless the
 # code asks for it, no reassociation.
-add_compile_options(-ffp-contract=off $<$<CONFIG:Release>:-O2>)
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>
+  $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:-O2>)
+
+# Programs find the CUDA backend beside themselves, or in lib/caravan beside their folder.
+set(CMAKE_BUILD_RPATH "${CMAKE_BINARY_DIR};$ORIGIN")
+set(CMAKE_INSTALL_RPATH "$ORIGIN;$ORIGIN/../lib/caravan")
 
 if(CARAVAN_SANITIZE)
   add_compile_options(-fsanitize=${CARAVAN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
@@ -26,7 +31,7 @@ function(caravan_module name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;TESTS" ${ARGN})
   add_library(caravan_${name} STATIC ${ARG_SOURCES})
   target_include_directories(caravan_${name} PUBLIC ${CARAVAN_ROOT}/src ${CARAVAN_ROOT}/include)
-  target_compile_options(caravan_${name} PRIVATE ${CARAVAN_WARNINGS})
+  target_compile_options(caravan_${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${CARAVAN_WARNINGS}>)
   target_link_libraries(caravan_${name} PUBLIC ${ARG_DEPS})
   if(CARAVAN_TESTS AND ARG_TESTS)
     caravan_test(${name}_test SOURCES ${ARG_TESTS} DEPS caravan_${name})
@@ -38,9 +43,10 @@ endfunction()
 function(caravan_test name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
-  target_compile_options(${name} PRIVATE ${CARAVAN_WARNINGS})
+  target_compile_options(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:${CARAVAN_WARNINGS}>)
   target_compile_definitions(${name} PRIVATE
     CARAVAN_SOURCE_DIR="${CARAVAN_ROOT}" CARAVAN_BINARY_DIR="${CMAKE_BINARY_DIR}")
+  target_include_directories(${name} PRIVATE ${CARAVAN_ROOT})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
   # Tests share the cores: threads that wait must not spin.

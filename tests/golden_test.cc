@@ -9,13 +9,13 @@
 #include <fstream>
 #include <map>
 
-#include "backend/cpu_backend.h"
 #include "core/error.h"
 #include "core/json.h"
 #include "engine/model_runner.h"
 #include "eval/score.h"
 #include "format/model_dir.h"
 #include "format/tensor_source.h"
+#include "tests/test_backends.h"
 
 namespace caravan {
 namespace {
@@ -25,19 +25,11 @@ namespace fs = std::filesystem;
 const std::string kGoldens = CARAVAN_SOURCE_DIR "/tests/goldens";
 const std::string kCamelNano = CARAVAN_SOURCE_DIR "/models/camel-nano";
 
-std::vector<CpuIsa> available_isas() {
-  std::vector<CpuIsa> isas;
-  for (const CpuIsa isa : {CpuIsa::kReference, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAmx}) {
-    if (cpu_isa_available(isa)) isas.push_back(isa);
-  }
-  return isas;
-}
-
-ModelRunner open(const std::string& path, CpuIsa isa, DType dtype, int64_t max_step = 512) {
-  return ModelRunner(open_model_dir(path), make_cpu_backend({.num_threads = 2, .isa = isa}),
+ModelRunner open(const std::string& path, const TestBackend& backend, DType dtype) {
+  return ModelRunner(open_model_dir(path), create_backend(backend.options),
                      {.dtype = dtype,
                       .kv_cache_dtype = dtype,
-                      .max_num_batched_tokens = max_step,
+                      .max_num_batched_tokens = 512,
                       .max_num_logits = 64,
                       .max_batch_size = 1});
 }
@@ -75,8 +67,8 @@ class VariantTest : public ::testing::TestWithParam<std::string> {};
 TEST_P(VariantTest, LogitsMatchFloat64) {
   const std::string path = kGoldens + "/variants/" + GetParam();
   const boost::json::value golden = parse_json_file(path + "/golden.json", 1 << 20);
-  for (const CpuIsa isa : available_isas()) {
-    ModelRunner runner = open(path, isa, DType::kF32);
+  for (const TestBackend& backend : test_backends()) {
+    ModelRunner runner = open(path, backend, DType::kF32);
     Scorer scorer(runner);
     for (const boost::json::value& one : golden.at("goldens").as_array()) {
       const std::vector<int32_t> ids = ids_of(one.at("ids"));
@@ -93,7 +85,7 @@ TEST_P(VariantTest, LogitsMatchFloat64) {
         EXPECT_EQ(std::max_element(logits.begin(), logits.end()) - logits.begin(), argmax_all[p]);
         if (p + 1 == ids.size()) {
           EXPECT_LT(relative_error(logits, doubles(one.at("logits_last"))), 1e-4)
-              << cpu_isa_name(isa);
+              << backend.name;
         }
       });
     }
@@ -130,8 +122,8 @@ TEST(NanoSortTest, EveryIntermediateMatches) {
                                                  {"ln_f", "ln_f"}};
   const std::vector<double> idx = stored("idx");
   constexpr int64_t kLength = 11;
-  for (const CpuIsa isa : available_isas()) {
-    ModelRunner runner = open(path, isa, DType::kF32);
+  for (const TestBackend& backend : test_backends()) {
+    ModelRunner runner = open(path, backend, DType::kF32);
     for (int64_t s = 0; s < 3; ++s) {
       std::vector<int32_t> ids;
       for (int64_t t = 0; t < kLength; ++t) {
@@ -150,25 +142,18 @@ TEST(NanoSortTest, EveryIntermediateMatches) {
         EXPECT_LT(relative_error({got.as<float>(), count},
                                  {begin, begin + static_cast<std::ptrdiff_t>(count)}),
                   1e-5)
-            << name << " " << cpu_isa_name(isa);
+            << name << " " << backend.name;
       });
       EXPECT_EQ(seen, names.size());
       const std::vector<double> head = stored("lm_head");
       const auto begin = head.begin() + s * kLength * 3;
       const std::span<const float> logits = runner.logits(0, kLength);
-      EXPECT_LT(relative_error(logits, {begin, begin + kLength * 3}), 1e-5) << cpu_isa_name(isa);
+      EXPECT_LT(relative_error(logits, {begin, begin + kLength * 3}), 1e-5) << backend.name;
     }
   }
 }
 
-class CamelNanoTest : public ::testing::TestWithParam<CpuIsa> {
- protected:
-  void SetUp() override {
-    if (!cpu_isa_available(GetParam())) {
-      GTEST_SKIP() << "this processor does not have " << cpu_isa_name(GetParam());
-    }
-  }
-};
+class CamelNanoTest : public ::testing::TestWithParam<TestBackend> {};
 
 // Summed NLL within 1e-3, top-20 within 1e-3, 64 greedy tokens equal while every margin is clear.
 TEST_P(CamelNanoTest, MatchesTheTrainedModelsGoldens) {
@@ -215,11 +200,15 @@ TEST_P(CamelNanoTest, MatchesTheTrainedModelsGoldens) {
   EXPECT_GT(num_greedy, 1200u);  // of 20 * 64
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, CamelNanoTest,
-                         ::testing::Values(CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAmx),
-                         [](const auto& param_info) {
-                           return std::string(cpu_isa_name(param_info.param));
-                         });
+// The reference kernels take minutes for 20 prompts of a trained model.
+std::vector<TestBackend> fast_backends() {
+  std::vector<TestBackend> backends = test_backends();
+  std::erase_if(backends, [](const TestBackend& b) { return b.name == "reference"; });
+  return backends;
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, CamelNanoTest, ::testing::ValuesIn(fast_backends()),
+                         [](const auto& param_info) { return param_info.param.name; });
 
 }  // namespace
 }  // namespace caravan

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -11,10 +12,10 @@
 #include <map>
 #include <random>
 
-#include "backend/cpu_backend.h"
 #include "caravan/llm.h"
 #include "engine/model_runner.h"
 #include "format/model_dir.h"
+#include "tests/test_backends.h"
 
 namespace caravan {
 namespace {
@@ -28,26 +29,30 @@ constexpr int64_t kMaxBatch = 8;
 
 struct Case {
   const char* model;  // odd_sizes_relu: 5 heads of 16, hidden 80, vocabulary 1001
-  CpuIsa isa;
+  const char* backend;
   DType dtype;
 };
 
 std::string case_name(const ::testing::TestParamInfo<Case>& param_info) {
-  return std::string(param_info.param.model) + "_" + cpu_isa_name(param_info.param.isa) + "_" +
+  return std::string(param_info.param.model) + "_" + param_info.param.backend + "_" +
          dtype_name(param_info.param.dtype);
 }
 
 class InvarianceTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    if (!cpu_isa_available(GetParam().isa)) {
-      GTEST_SKIP() << "this processor does not have " << cpu_isa_name(GetParam().isa);
-    }
+    const std::vector<TestBackend> all = test_backends();
+    const auto found = std::find_if(all.begin(), all.end(), [](const TestBackend& b) {
+      return b.name == GetParam().backend;
+    });
+    if (found == all.end()) GTEST_SKIP() << "this machine does not have " << GetParam().backend;
+    options_ = found->options;
   }
   std::unique_ptr<ModelRunner> open(int num_threads) const {
+    BackendOptions options = options_;
+    options.num_threads = num_threads;
     return std::make_unique<ModelRunner>(
-        open_model_dir(kVariants + GetParam().model),
-        make_cpu_backend({.num_threads = num_threads, .isa = GetParam().isa}),
+        open_model_dir(kVariants + GetParam().model), create_backend(options),
         ModelRunnerOptions{.dtype = GetParam().dtype,
                            .kv_cache_dtype = GetParam().dtype,
                            .max_num_batched_tokens = kMaxBatch * kMaxLen,
@@ -55,6 +60,8 @@ class InvarianceTest : public ::testing::TestWithParam<Case> {
                            .max_seq_len = kMaxLen,
                            .max_batch_size = kMaxBatch});
   }
+
+  BackendOptions options_;
 };
 
 using Logits = std::vector<std::vector<float>>;  // of every token of a sequence
@@ -144,14 +151,20 @@ TEST_P(InvarianceTest, BitsAreTheSameInAThousandMixtures) {
   EXPECT_GT(num_compared, num_mixtures());
 }
 
-INSTANTIATE_TEST_SUITE_P(Kernels, InvarianceTest,
-                         ::testing::Values(Case{"odd_sizes_relu", CpuIsa::kAvx2, DType::kF16},
-                                           Case{"odd_sizes_relu", CpuIsa::kAvx512, DType::kF32},
-                                           Case{"odd_sizes_relu", CpuIsa::kAvx512, DType::kF16},
-                                           Case{"odd_sizes_relu", CpuIsa::kAvx512, DType::kBF16},
-                                           Case{"odd_sizes_relu", CpuIsa::kAmx, DType::kBF16},
-                                           Case{"camel_form", CpuIsa::kAvx512, DType::kF16}),
-                         case_name);
+std::vector<Case> cases() {
+  if (tests_run_on_gpu()) {
+    return {{"odd_sizes_relu", "cuda", DType::kF32},
+            {"odd_sizes_relu", "cuda", DType::kF16},
+            {"odd_sizes_relu", "cuda", DType::kBF16},
+            {"camel_form", "cuda", DType::kF16},
+            {"camel_form", "cuda_generic", DType::kF16}};
+  }
+  return {{"odd_sizes_relu", "avx2", DType::kF16},   {"odd_sizes_relu", "avx512", DType::kF32},
+          {"odd_sizes_relu", "avx512", DType::kF16}, {"odd_sizes_relu", "avx512", DType::kBF16},
+          {"odd_sizes_relu", "amx", DType::kBF16},   {"camel_form", "avx512", DType::kF16}};
+}
+
+INSTANTIATE_TEST_SUITE_P(Kernels, InvarianceTest, ::testing::ValuesIn(cases()), case_name);
 
 // The same through the public API: greedy and sampled completions alone and among others, with
 // small and large steps.
@@ -169,7 +182,9 @@ TEST(LlmInvarianceTest, CompletionsDoNotDependOnTheBatch) {
   std::vector<std::vector<int32_t>> prompts;
   std::vector<SamplingParams> each;
   std::vector<std::vector<int32_t>> wanted;
-  Llm one = Llm::open({.model = model, .max_batch_size = 1, .max_seq_len = 64});
+  const std::string device = tests_run_on_gpu() ? "cuda" : "cpu";
+  Llm one =
+      Llm::open({.model = model, .device = device, .max_batch_size = 1, .max_seq_len = 64});
   for (const std::string& text : texts) {
     prompts.push_back(one.encode(text));
     each.push_back(params);
@@ -178,6 +193,7 @@ TEST(LlmInvarianceTest, CompletionsDoNotDependOnTheBatch) {
   }
   for (const int64_t step : {3, 8, 512}) {
     Llm many = Llm::open({.model = model,
+                          .device = device,
                           .num_threads = 2,
                           .max_batch_size = 3,
                           .max_seq_len = 64,

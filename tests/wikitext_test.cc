@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "backend/cpu_backend.h"
 #include "core/json.h"
 #include "core/mapped_file.h"
 #include "engine/model_runner.h"
@@ -14,6 +13,7 @@
 #include "eval/score.h"
 #include "format/model_dir.h"
 #include "sampling/sampler.h"
+#include "tests/test_backends.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -29,7 +29,8 @@ std::vector<int32_t> wikitext_ids() {
 }
 
 ModelRunner open(DType dtype) {
-  return ModelRunner(open_model_dir(kModel), make_cpu_backend({}),
+  const BackendOptions options{.device = tests_run_on_gpu() ? "cuda" : "cpu"};
+  return ModelRunner(open_model_dir(kModel), create_backend(options),
                      {.dtype = dtype,
                       .kv_cache_dtype = dtype,
                       .max_num_batched_tokens = 512,

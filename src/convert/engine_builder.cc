@@ -17,6 +17,8 @@ namespace caravan {
 namespace {
 
 constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of the source
+constexpr int64_t kRowMultiple = kCoreOutMultiple;  // whole panels of every layout
+static_assert(kRowMultiple % kPanelWidth == 0);
 constexpr uint64_t kTensorAlignment = 4096;        // a page: tensors can be mapped one by one
 
 /// Reads one stored tensor after the other and writes it in its engine form.
@@ -51,13 +53,13 @@ class EngineWriter {
   }
 
   // Converts `tensor` in pieces of whole rows of `row_size` elements, about kPieceBytes each and a
-  // multiple of kPanelWidth rows where more than one row fits, and hands each to `use`.
+  // multiple of kRowMultiple rows where more than one row fits, and hands each to `use`.
   template <typename Use>
   void write_rows(const StoredTensor& tensor, const EngineWeight& form, int64_t row_size,
                   ValueConverter& converter, const Use& use) {
     const int64_t total = tensor.shape.num_elements();
     const auto src_size = static_cast<int64_t>(dtype_size(tensor.dtype));
-    const int64_t panel_elements = kPanelWidth * row_size;
+    const int64_t panel_elements = kRowMultiple * row_size;
     const int64_t piece =
         std::max<int64_t>(1, kPieceBytes / (panel_elements * src_size)) * panel_elements;
     converted_.resize(static_cast<size_t>(std::min(piece, total)) * dtype_size(form.dtype));

@@ -182,7 +182,7 @@ TEST_F(EngineBuilderTest, WhatCannotBeBuiltIsRefusedBeforeAnythingIsWritten) {
     return code;
   };
   EngineBuildOptions options = options_for(at("hf"), at("engine"), DType::kF16);
-  options.build.target = "sm_90";
+  options.build.target = "sm_70";
   EXPECT_EQ(code_of(options), ErrorCode::kUnsupported);
   options = options_for(at("hf"), at("engine"), DType::kF16);
   options.build.max_input_len = 21;  // 21 + 11 exceed 31 positions

@@ -94,9 +94,14 @@ std::optional<int64_t> cgroup_available(const std::string& root, std::string pat
 
 }  // namespace
 
+bool is_gpu_target(std::string_view target) {
+  return target == "sm_80" || target == "sm_86" || target == "sm_89" || target == "sm_90";
+}
+
 EngineWeight engine_weight(const WeightSpec& spec, const BuildConfig& build) {
-  CARAVAN_CHECK_CODE(build.target == "cpu", kUnsupported,
-                     "--target {}: this version has no CUDA backend; the targets are: cpu",
+  const bool is_cpu = build.target == "cpu";
+  CARAVAN_CHECK_CODE(is_cpu || is_gpu_target(build.target), kUnsupported,
+                     "--target {}: the targets are cpu, sm_80, sm_86, sm_89 and sm_90",
                      printable(build.target));
   CARAVAN_CHECK_CODE(
       build.dtype == DType::kF32 || build.dtype == DType::kF16 || build.dtype == DType::kBF16,
@@ -112,8 +117,12 @@ EngineWeight engine_weight(const WeightSpec& spec, const BuildConfig& build) {
     weight.num_elements = spec.shape.num_elements();
     return weight;
   }
-  weight.layout =
-      build.dtype == DType::kBF16 ? LinearLayout::kPanel32Pairs : LinearLayout::kPanel32;
+  if (is_cpu) {
+    weight.layout =
+        build.dtype == DType::kBF16 ? LinearLayout::kPanel32Pairs : LinearLayout::kPanel32;
+  } else {
+    weight.layout = build.dtype == DType::kF32 ? LinearLayout::kOutIn : LinearLayout::kCore8x8;
+  }
   weight.in_features = spec.in_features;
   weight.out_features = spec.out_features;
   weight.num_elements = linear_num_elements(weight.layout, spec.in_features, spec.out_features);

@@ -29,6 +29,10 @@ struct EngineWeight {
 };
 EngineWeight engine_weight(const WeightSpec& spec, const BuildConfig& build);
 
+/// Compute capabilities that the CUDA backend has kernels for, written sm_90. Their engines are all
+/// alike.
+bool is_gpu_target(std::string_view target);
+
 /// What the backend and the model runner add to a plan.
 struct PlanInputs {
   int64_t kv_block_size = 16;  // Backend::kv_block_size()

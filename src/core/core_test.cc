@@ -86,8 +86,9 @@ TEST(JsonTest, NamesTheOffsetOfTheFirstMistake) {
 }
 
 TEST(LinearLayoutTest, PackedElementsAreWhereTheIndexSays) {
-  for (const LinearLayout layout : {LinearLayout::kInOut, LinearLayout::kOutIn,
-                                    LinearLayout::kPanel32, LinearLayout::kPanel32Pairs}) {
+  for (const LinearLayout layout :
+       {LinearLayout::kInOut, LinearLayout::kOutIn, LinearLayout::kPanel32,
+        LinearLayout::kPanel32Pairs, LinearLayout::kCore8x8}) {
     for (const auto& [in, out] :
          std::vector<std::pair<int64_t, int64_t>>{{1, 1}, {7, 33}, {33, 7}, {64, 96}, {31, 65}}) {
       std::vector<uint16_t> conv1d(static_cast<size_t>(in * out));

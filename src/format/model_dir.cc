@@ -76,7 +76,7 @@ void check_engine_table(const ModelDir& dir, const std::string& where) {
         kCorrupt, "{}: caravan.tensors.{}: got {} x {} features, expected {} x {}", where,
         spec.name, tensor.in_features, tensor.out_features, spec.in_features, spec.out_features);
     const bool is_packed =
-        tensor.layout == LinearLayout::kPanel32 || tensor.layout == LinearLayout::kPanel32Pairs;
+        tensor.layout != LinearLayout::kInOut && tensor.layout != LinearLayout::kOutIn;
     CARAVAN_CHECK_CODE(!is_packed || spec.in_features != 0, kCorrupt,
                        "{}: caravan.tensors.{}.layout: got {}, which only matrices have", where,
                        spec.name, linear_layout_name(tensor.layout));
