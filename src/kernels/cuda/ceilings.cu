@@ -9,8 +9,9 @@ namespace caravan::cuda {
 
 namespace {
 
-constexpr size_t kGiB = size_t{1} << 30;
 constexpr size_t kMiB = size_t{1} << 20;
+// An H100 copies 2 GiB with 2,830 GB/s, 8 GiB with 3,017 and, 16 bytes a thread, 512 MB with 3,160.
+constexpr size_t kLargest = size_t{8} << 30;
 constexpr int kThreads = 512;
 constexpr int kRepeats = 9;
 
@@ -108,7 +109,7 @@ float median_ms(const LaunchContext& context, int repeats, void (*queue_work)(vo
 
 double measure_read_gb_per_s(const LaunchContext& context) {
   const LaunchContext plain = without_overlap(context);
-  const DeviceMemory data(measured_bytes(4 * kGiB));
+  const DeviceMemory data(measured_bytes(kLargest));
   const DeviceMemory out(sizeof(uint32_t));
   CARAVAN_CUDA_CHECK(cudaMemsetAsync(data.as<>(), 1, data.num_bytes(), plain.stream));
   const auto count = static_cast<int64_t>(data.num_bytes() / sizeof(uint4));
@@ -125,22 +126,27 @@ double measure_read_gb_per_s(const LaunchContext& context) {
 
 double measure_copy_gb_per_s(const LaunchContext& context) {
   const LaunchContext plain = without_overlap(context);
-  const DeviceMemory from(measured_bytes(2 * kGiB));
+  const DeviceMemory from(measured_bytes(kLargest));
   const DeviceMemory to(from.num_bytes());
   CARAVAN_CUDA_CHECK(cudaMemsetAsync(from.as<>(), 1, from.num_bytes(), plain.stream));
-  const auto count = static_cast<int64_t>(from.num_bytes() / sizeof(uint4));
-  float best_ms = median_ms_of(plain, kRepeats, [&] {
-    CARAVAN_CUDA_CHECK(cudaMemcpyAsync(to.as<>(), from.as<>(), from.num_bytes(),
-                                       cudaMemcpyDeviceToDevice, plain.stream));
-  });
-  for (const int blocks_per_sm : {2, 4, 8}) {
-    best_ms = std::min(best_ms, median_ms_of(plain, kRepeats, [&] {
-                         launch(plain, ceiling_copy_kernel,
-                                static_cast<unsigned>(plain.num_sms * blocks_per_sm), kThreads, 0,
-                                from.as<const uint4>(), to.as<uint4>(), count);
-                       }));
+  double best = 0;
+  for (const size_t num_bytes : {std::min(512 * kMiB, from.num_bytes()), from.num_bytes()}) {
+    const auto count = static_cast<int64_t>(num_bytes / sizeof(uint4));
+    const float memcpy_ms = median_ms_of(plain, kRepeats, [&] {
+      CARAVAN_CUDA_CHECK(cudaMemcpyAsync(to.as<>(), from.as<>(), num_bytes,
+                                         cudaMemcpyDeviceToDevice, plain.stream));
+    });
+    best = std::max(best, 2 * gb_per_s(num_bytes, memcpy_ms));
+    const auto one_each = static_cast<int>((count + kThreads - 1) / kThreads);
+    for (const int num_blocks : {4 * plain.num_sms, 8 * plain.num_sms, one_each}) {
+      const float ms = median_ms_of(plain, kRepeats, [&] {
+        launch(plain, ceiling_copy_kernel, static_cast<unsigned>(num_blocks), kThreads, 0,
+               from.as<const uint4>(), to.as<uint4>(), count);
+      });
+      best = std::max(best, 2 * gb_per_s(num_bytes, ms));
+    }
   }
-  return 2 * gb_per_s(from.num_bytes(), best_ms);
+  return best;
 }
 
 double measure_host_to_device_gb_per_s(const LaunchContext& context) {
