@@ -399,18 +399,18 @@ void run_kernel(KernelFlags flags) {
   CARAVAN_CHECK(is_all || std::find(std::begin(kOps), std::end(kOps), flags.op) != std::end(kOps),
                 "{}: expected linear, layer_norm, attention, embedding, sample or all",
                 printable(flags.op));
+  const std::unique_ptr<Backend> backend = create_backend(flags.bench.model.backend());
+  CARAVAN_CHECK_CODE(flags.op != "sample" || backend->samples_on_device(), kUnsupported,
+                     "sample: {} leaves the choice of tokens to the host", backend->description());
   const int64_t max_tokens = check_sizes("--num-tokens", flags.num_tokens, kMaxTokens);
   const int64_t max_context = check_sizes("--contexts", flags.contexts, config.max_seq_len);
   const int64_t max_batch = check_sizes("--batch-sizes", flags.batch_sizes, kMaxBatch);
-  const std::unique_ptr<Backend> backend = create_backend(flags.bench.model.backend());
   const DType dtype = flags.bench.weight_dtype(dir);
   const DType kv_dtype =
       dtype_flag(flags.bench.model.kv_cache_dtype, "--kv-cache-dtype").value_or(dtype);
   CARAVAN_CHECK_CODE(backend->takes_kv_dtype(kv_dtype, dtype), kUnsupported,
                      "a {} KV cache with {} weights: {} does not have it", dtype_name(kv_dtype),
                      dtype_name(dtype), backend->description());
-  CARAVAN_CHECK_CODE(flags.op != "sample" || backend->samples_on_device(), kUnsupported,
-                     "sample: {} leaves the choice of tokens to the host", backend->description());
   BenchReport report({.model = flags.bench.model_name(),
                       .weight_bytes = 0,
                       .backend = backend->description(),
