@@ -141,6 +141,7 @@ void run_run(const RunFlags& flags) {
       .kv_cache_dtype = flags.model.kv_cache_dtype,
       .device = flags.model.device,
       .cpu_isa = flags.model.cpu_isa,
+      .cuda_kernels = flags.model.cuda_kernels,
       .num_threads = flags.model.num_threads,
       .max_batch_size = std::min(num_requests, flags.max_batch_size),
       .max_seq_len = std::min(limit, longest(prompts) + flags.sampling.max_output_len),

@@ -55,7 +55,8 @@ LlmEngine make_engine(const LlmOptions& options, const ModelDir& dir) {
   return LlmEngine(dir,
                    create_backend({.device = options.device,
                                    .cpu_isa = options.cpu_isa,
-                                   .num_threads = options.num_threads}),
+                                   .num_threads = options.num_threads,
+                                   .cuda_kernels = options.cuda_kernels}),
                    engine);
 }
 
