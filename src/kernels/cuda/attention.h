@@ -52,6 +52,11 @@ struct AttentionArgs {
   // Decode only. [num_seqs] or null: K and V of each row are also written to the cache, so that
   // launch_append_kv is not needed; they are read from qkv. A negative slot is skipped.
   const int64_t* slot_mapping = nullptr;
+  // Decode only. The promise that context_lens, block_tables, slot_mapping and the K and V of all
+  // tokens but each sequence's newest were written before the first kernel of this step, as
+  // copies and earlier steps do: they are then read before pdl_wait(), while the kernel before
+  // this one ends.
+  bool is_context_settled = false;
 };
 
 /// All sequences have exactly one query token: sequence s is row s. Splits the context.
@@ -60,8 +65,9 @@ size_t attention_workspace_bytes(int64_t max_num_seqs, int64_t num_heads, int64_
                                  int64_t max_context_len);
 
 /// Tiles of kQueryTile query rows; sequences of any number of query tokens, one included. tiles:
-/// device array [num_tiles][2] of (sequence, first query token of the tile in its sequence).
-inline constexpr int64_t kQueryTile = 64;
+/// device array [num_tiles][2] of (sequence, first query token of the tile in its sequence). Work
+/// starts with the last tile: the order of ascending contexts balances best.
+inline constexpr int64_t kQueryTile = 128;
 void launch_attention_prefill(const AttentionArgs& args, const int32_t* tiles, int64_t num_tiles,
                               const LaunchContext& context);
 
