@@ -22,9 +22,9 @@ struct LinearArgs {
   const void* weight = nullptr;  // 16 bits: LinearLayout::kCore8x8; float32: kOutIn
   const float* bias = nullptr;   // [out_features] or null
   Activation activation = Activation::kNone;
-  void* y = nullptr;             // [num_tokens, y_stride], the first out_features of a row written
-  int64_t y_stride = 0;          // elements from one row of y to the next, >= out_features
-  DType y_dtype = DType::kF16;   // dtype, or kF32 (logits)
+  void* y = nullptr;            // [num_tokens, y_stride], the first out_features of a row written
+  int64_t y_stride = 0;         // elements from one row of y to the next, >= out_features
+  DType y_dtype = DType::kF16;  // dtype, or kF32 (logits)
 };
 
 /// Hopper, 16 bits, num_tokens <= kMaxStreamTokens, in_features % 8 == 0: weights streamed through
