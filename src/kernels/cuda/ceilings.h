@@ -18,7 +18,7 @@ double measure_read_gb_per_s(const LaunchContext& context);
 /// best of cudaMemcpyAsync and a kernel with several grid sizes.
 double measure_copy_gb_per_s(const LaunchContext& context);
 
-/// From pinned memory, 256 MiB a copy.
+/// From pinned memory, 256 MiB a copy, the fastest of seven.
 double measure_host_to_device_gb_per_s(const LaunchContext& context);
 
 struct MatmulCeiling {
@@ -26,8 +26,9 @@ struct MatmulCeiling {
   std::string note;   // which product it was, or why there is none
 };
 /// The best matrix product [8192, k] x [k, n] of random `dtype` with the sizes of camel-5b's layers
-/// that NVIDIA's cuBLASLt keeps up for a quarter of a second, by any of its first eight suggestions
-/// for a size. The library is opened for this alone; where it is not installed there is no figure.
+/// that NVIDIA's cuBLASLt reaches, by any of its first eight suggestions for a size; the note also
+/// says what is left of it after half a second of work. The library is opened for this alone; where
+/// it is not installed there is no figure.
 MatmulCeiling measure_matmul(DType dtype, const LaunchContext& context);
 
 /// Median milliseconds of `repeats` calls of `queue_work(user)`, by events on the stream; one more
