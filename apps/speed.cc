@@ -2,9 +2,8 @@
 
 #include <algorithm>
 
-#include "backend/cpu_backend.h"
+#include "backend/create_backend.h"
 #include "core/log.h"
-#include "kernels/cpu/ceilings.h"
 
 namespace caravan {
 
@@ -44,10 +43,12 @@ void report_speed(const Llm& llm, const std::vector<Completion>& completions,
     line += fmt::format(", {} output tokens: {:.1f} tok/s, {:.2f} ms/token, {:.1f} GB/s",
                         num_output, 1000.0 / ms, ms, bytes / ms * 1e-6);
     if (llm.weight_bytes_per_step() >= kLargeWeights) {
-      const int threads = flags.num_threads > 0 ? flags.num_threads : num_available_cores();
-      const double ceiling = measure_read_gb_per_s(threads, size_t{1} << 30);
-      line += fmt::format(", {:.0f} % of the {:.1f} GB/s read bandwidth",
-                          bytes / ms * 1e-4 / ceiling, ceiling);
+      const double ceiling =
+          create_backend(flags.backend())->measure_ceilings(std::nullopt).read_gb_per_s;
+      if (ceiling > 0) {
+        line += fmt::format(", {:.0f} % of the {:.1f} GB/s read bandwidth",
+                            bytes / ms * 1e-4 / ceiling, ceiling);
+      }
     }
   }
   log_info("{} · {}", line, llm.description());

@@ -66,12 +66,12 @@ struct AppendKvOp {
 
 /// Which tokens belong to which sequence, and where their context lies.
 struct AttentionBatch {
-  ConstTensor query_start;      // [num_seqs + 1] int32
-  ConstTensor context_lens;     // [num_seqs] int32
-  ConstTensor block_tables;     // [num_seqs, max_blocks_per_seq] int32
-  ConstTensor query_tiles;      // [num_tiles, 2] int32: sequence, first query of Backend::query_tile
-                                // rows; empty when is_decode or when query_tile() is 0
-  bool is_decode = false;       // every sequence has one query
+  ConstTensor query_start;   // [num_seqs + 1] int32
+  ConstTensor context_lens;  // [num_seqs] int32
+  ConstTensor block_tables;  // [num_seqs, max_blocks_per_seq] int32
+  ConstTensor query_tiles;   // [num_tiles, 2] int32: sequence, first query of Backend::query_tile
+                             // rows; empty when is_decode or when query_tile() is 0
+  bool is_decode = false;    // every sequence has one query
   int64_t max_context_len = 0;  // upper bound of context_lens
 };
 
@@ -108,7 +108,7 @@ static_assert(sizeof(RowSampling) == 40);
 
 /// tokens[i] = the next token of row i.
 struct SampleOp {
-  ConstTensor logits;      // [R, row_stride(vocab_size)] f32
+  ConstTensor logits;  // [R, row_stride(vocab_size)] f32
   int64_t vocab_size = 0;
   const RowSampling* rows = nullptr;  // [R], memory the kernels read
   bool is_greedy = false;             // every row is a plain argmax
@@ -118,11 +118,11 @@ struct SampleOp {
 };
 
 /// What a device can do at best, measured: figures mean something only as shares of these, taken in
-/// the same run.
+/// the same run. 0: not measured, also for want of memory.
 struct Ceilings {
   double read_gb_per_s = 0;            // device memory, read only
   double copy_gb_per_s = 0;            // device memory, read + written
-  double matmul_tflops = 0;            // matrix products of the dtype asked for; 0: not measured
+  double matmul_tflops = 0;            // matrix products of the dtype asked for
   double host_to_device_gb_per_s = 0;  // 0: the kernels read the host's memory
   std::string note;                    // what matmul_tflops is
 };
@@ -169,8 +169,8 @@ class Backend {
   virtual void copy_from_host_async(const void* src, void* dst, size_t num_bytes) = 0;
   virtual void synchronize() = 0;
 
-  /// Packs W of [out, in] (kOutIn) or [in, out] (kInOut) host values of src_dtype into `dst`, memory
-  /// of this backend, as linear_layout(dtype) of `dtype`.
+  /// Packs W of [out, in] (kOutIn) or [in, out] (kInOut) host values of src_dtype into `dst`,
+  /// memory of this backend, as linear_layout(dtype) of `dtype`.
   virtual void pack_weight(const void* src, DType src_dtype, LinearLayout src_layout,
                            int64_t in_features, int64_t out_features, DType dtype, void* dst) = 0;
   /// data[i] = mean + scale * uniform in [-1, 1), a function of seed and i.
@@ -205,9 +205,8 @@ class Backend {
   virtual int64_t mark() = 0;
   virtual void wait_for(int64_t marker) = 0;
 
-  /// Measures for a few seconds, with memory that it gives back; matmul_tflops for weights of
-  /// `dtype`.
-  virtual Ceilings measure_ceilings(DType dtype) = 0;
+  /// Measures for a second, with memory that it gives back; two more for matmul_tflops of `matmul`.
+  virtual Ceilings measure_ceilings(std::optional<DType> matmul) = 0;
 };
 
 }  // namespace caravan

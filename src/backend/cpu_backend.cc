@@ -90,9 +90,10 @@ class CpuBackend : public Backend {
       for (int64_t i = 0; i < size; ++i) {
         values[i] = mean + scale * random_unit(seed, static_cast<uint64_t>(begin + i));
       }
-      convert_elements(values, DType::kF32,
-                       static_cast<std::byte*>(data) + static_cast<size_t>(begin) * dtype_size(dtype),
-                       dtype, static_cast<size_t>(size));
+      convert_elements(
+          values, DType::kF32,
+          static_cast<std::byte*>(data) + static_cast<size_t>(begin) * dtype_size(dtype), dtype,
+          static_cast<size_t>(size));
     }
   }
 
@@ -169,8 +170,7 @@ class CpuBackend : public Backend {
     const auto row_bytes = static_cast<size_t>(op.x.shape[1]) * dtype_size(op.x.dtype);
     for (int64_t i = 0; i < op.rows.shape[0]; ++i) {
       std::memcpy(op.out.as<std::byte>() + static_cast<size_t>(i) * row_bytes,
-                  op.x.as<std::byte>() +
-                      static_cast<size_t>(op.rows.as<int32_t>()[i]) * row_bytes,
+                  op.x.as<std::byte>() + static_cast<size_t>(op.rows.as<int32_t>()[i]) * row_bytes,
                   row_bytes);
     }
   }
@@ -187,17 +187,19 @@ class CpuBackend : public Backend {
   int64_t mark() override { return 0; }
   void wait_for(int64_t) override {}
 
-  Ceilings measure_ceilings(DType dtype) override {
+  Ceilings measure_ceilings(std::optional<DType> matmul) override {
     const int threads = context_.num_threads;
     Ceilings ceilings{.read_gb_per_s = measure_read_gb_per_s(threads, kCeilingBytes),
                       .copy_gb_per_s = measure_copy_gb_per_s(threads, kCeilingBytes),
                       .matmul_tflops = 0,
                       .host_to_device_gb_per_s = 0,
-                      .note = "float32 FMA in registers"};
-    if (isa_ == CpuIsa::kAmx && dtype == DType::kBF16) {
+                      .note = ""};
+    if (!matmul) return ceilings;
+    if (isa_ == CpuIsa::kAmx && *matmul == DType::kBF16) {
       ceilings.matmul_tflops = measure_amx_bf16_gflops(threads) * 1e-3;
       ceilings.note = "AMX bfloat16 in registers";
     } else {
+      ceilings.note = "float32 FMA in registers";
       const CpuIsa wide = cpu_isa_available(CpuIsa::kAvx512) ? CpuIsa::kAvx512 : CpuIsa::kAvx2;
       ceilings.matmul_tflops =
           measure_fma_gflops(isa_ == CpuIsa::kAvx2 ? CpuIsa::kAvx2 : wide, threads) * 1e-3;

@@ -20,7 +20,7 @@ namespace caravan {
 namespace {
 
 constexpr int64_t kKvBlockSize = 16;
-constexpr int64_t kLogitsAlignment = 8;           // elements: 32 bytes
+constexpr int64_t kLogitsAlignment = 8;               // elements: 32 bytes
 constexpr size_t kStagedCopyBytes = size_t{1} << 20;  // smaller copies go in one piece
 
 static_assert(sizeof(RowSampling) == sizeof(cuda::RowSampling) &&
@@ -320,13 +320,17 @@ class CudaBackend : public Backend {
     CARAVAN_CUDA_CHECK(cudaEventSynchronize(events_[static_cast<size_t>(marker) % kNumEvents]));
   }
 
-  Ceilings measure_ceilings(DType dtype) override {
-    const cuda::MatmulCeiling matmul = cuda::measure_matmul(dtype, context_);
-    return {.read_gb_per_s = cuda::measure_read_gb_per_s(context_),
-            .copy_gb_per_s = cuda::measure_copy_gb_per_s(context_),
-            .matmul_tflops = matmul.tflops,
-            .host_to_device_gb_per_s = cuda::measure_host_to_device_gb_per_s(context_),
-            .note = matmul.note};
+  Ceilings measure_ceilings(std::optional<DType> matmul) override {
+    Ceilings ceilings{.read_gb_per_s = cuda::measure_read_gb_per_s(context_),
+                      .copy_gb_per_s = cuda::measure_copy_gb_per_s(context_),
+                      .matmul_tflops = 0,
+                      .host_to_device_gb_per_s = cuda::measure_host_to_device_gb_per_s(context_),
+                      .note = ""};
+    if (!matmul) return ceilings;
+    const cuda::MatmulCeiling product = cuda::measure_matmul(*matmul, context_);
+    ceilings.matmul_tflops = product.tflops;
+    ceilings.note = product.note;
+    return ceilings;
   }
 
  private:

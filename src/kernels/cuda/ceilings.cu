@@ -52,12 +52,14 @@ __global__ void __launch_bounds__(kThreads)
   for (; i < count; i += stride) __stcs(to + i, __ldcs(from + i));
 }
 
-// A third of what is free leaves room for the second buffer of a copy.
+// A third of what is free leaves room for the second buffer of a copy; 0 when that is so little
+// that the L2 would be measured.
 size_t measured_bytes(size_t wanted) {
   size_t free_bytes = 0;
   size_t total_bytes = 0;
   CARAVAN_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-  return std::max(kMiB, std::min(wanted, free_bytes / 3) / kMiB * kMiB);
+  const size_t num_bytes = std::min(wanted, free_bytes / 3) / kMiB * kMiB;
+  return num_bytes >= 256 * kMiB ? num_bytes : 0;
 }
 
 class Event {
@@ -109,7 +111,9 @@ float median_ms(const LaunchContext& context, int repeats, void (*queue_work)(vo
 
 double measure_read_gb_per_s(const LaunchContext& context) {
   const LaunchContext plain = without_overlap(context);
-  const DeviceMemory data(measured_bytes(kLargest));
+  const size_t num_bytes = measured_bytes(kLargest);
+  if (num_bytes == 0) return 0;
+  const DeviceMemory data(num_bytes);
   const DeviceMemory out(sizeof(uint32_t));
   CARAVAN_CUDA_CHECK(cudaMemsetAsync(data.as<>(), 1, data.num_bytes(), plain.stream));
   const auto count = static_cast<int64_t>(data.num_bytes() / sizeof(uint4));
@@ -126,7 +130,9 @@ double measure_read_gb_per_s(const LaunchContext& context) {
 
 double measure_copy_gb_per_s(const LaunchContext& context) {
   const LaunchContext plain = without_overlap(context);
-  const DeviceMemory from(measured_bytes(kLargest));
+  const size_t most = measured_bytes(kLargest);
+  if (most == 0) return 0;
+  const DeviceMemory from(most);
   const DeviceMemory to(from.num_bytes());
   CARAVAN_CUDA_CHECK(cudaMemsetAsync(from.as<>(), 1, from.num_bytes(), plain.stream));
   double best = 0;
@@ -151,6 +157,7 @@ double measure_copy_gb_per_s(const LaunchContext& context) {
 
 double measure_host_to_device_gb_per_s(const LaunchContext& context) {
   constexpr size_t kBytes = 256 * kMiB;
+  if (measured_bytes(kBytes) == 0) return 0;
   struct PinnedMemory {
     PinnedMemory() { CARAVAN_CUDA_CHECK(cudaMallocHost(&data, kBytes)); }
     ~PinnedMemory() { cudaFreeHost(data); }

@@ -9,7 +9,7 @@
 namespace caravan::cuda {
 
 // What this GPU can do at best, measured here and now. All take memory of their own and give it
-// back; together they take about two seconds.
+// back; together they take about two seconds. Where less than 1 GiB is free they return 0.
 
 /// Sum over 8 GiB, or a third of what is free, with the best of several grid sizes.
 double measure_read_gb_per_s(const LaunchContext& context);

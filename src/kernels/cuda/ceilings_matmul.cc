@@ -187,6 +187,10 @@ MatmulCeiling measure_matmul(DType dtype, const LaunchContext& context) {
   if (!library.open()) return {0, "no libcublasLt.so.13: no matmul ceiling"};
   constexpr int64_t kWidest = 16384;
   const size_t size = dtype_size(dtype);
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  CARAVAN_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+  if (free_bytes < size_t{2} << 30) return {0, "less than 2 GiB are free: no matmul ceiling"};
   const DeviceMemory x(static_cast<size_t>(kNumTokens * kWidest) * size);
   const DeviceMemory weight(static_cast<size_t>(kWidest * 4096) * size);
   const DeviceMemory y(x.num_bytes());
