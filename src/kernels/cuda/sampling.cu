@@ -167,6 +167,11 @@ __global__ void CARAVAN_CLUSTER_DIMS __launch_bounds__(kClusterThreads)
 constexpr int kThreads = 1024;
 constexpr int kBins = 2048;
 constexpr int kMaxCandidates = kThreads;
+/// The first bins hold few logits of great weight: there the guess wants to know where in its bin
+/// each one lies.
+constexpr int kHeadBins = 512;
+/// Fractions of a bin, so that 2^19 of them fit 32 bits.
+constexpr int kHeadSteps = 4096;
 /// exp(logit - max) is a multiple of 2^-44: 2^19 of them fit 64 bits with one to spare, and what is
 /// lost below is 1e-9 of the sum when 50,000 tokens share it.
 constexpr int kMassBits = 44;
@@ -195,6 +200,7 @@ struct SampleShared {
     uint32_t count[kBins];
     float approximate[kBins];  // about the sum of exp(logit - max) of this bin and those before it
   };
+  int32_t head_offset[kHeadBins];  // sum over the bin of kHeadSteps (place in the bin - its middle)
   uint64_t chosen_sum;
   int num_candidates;
   int chosen_bin;
@@ -234,14 +240,19 @@ struct Row {
   __device__ __forceinline__ float value(int id) const {
     return kIsStaged ? shared->values[id] : adjusted(logits[id], id);
   }
-  /// Monotone in v, which is what makes bins intervals of ranks.
-  __device__ __forceinline__ int bin_of(float v) const {
-    return static_cast<int>(fminf((max_value - v) * bins_per_unit, kBins - 1));
+  /// In bins; monotone in v, which is what makes bins intervals of ranks.
+  __device__ __forceinline__ float depth_of(float v) const {
+    return fminf((max_value - v) * bins_per_unit, kBins - 1);  // NaN: the last
   }
+  /// Bin b is b - 1/2 ... b + 1/2. Adding 2^23 rounds faster than a conversion does.
+  static __device__ __forceinline__ int bin_at(float depth) {
+    return static_cast<int>(__float_as_uint(depth + 0x1p23f) - 0x4b000000u);
+  }
+  __device__ __forceinline__ int bin_of(float v) const { return bin_at(depth_of(v)); }
   /// exp(v - max) 2^44, relative error 1e-10. The difference of two floats is exact in double.
   __device__ __forceinline__ uint64_t mass_of(float v) const {
+    if (!(max_value - v < kMaxDepth)) return 0;
     const double d = static_cast<double>(v) - static_cast<double>(max_value);
-    if (!(d > -static_cast<double>(kMaxDepth))) return 0;
     constexpr double kRound = 0x1.8p52;
     const double z = fma(d, 23.083120654223414, kRound);        // 16 / ln 2
     const double r = fma(kRound - z, 0.043321698784996581, d);  // ln 2 / 16
@@ -253,9 +264,19 @@ struct Row {
   }
   template <typename Function>
   __device__ __forceinline__ void for_each(Function function) const {
-    for (int id = static_cast<int>(threadIdx.x); id < vocab_size; id += kThreads) {
-      function(id, value(id));
+    const int thread = static_cast<int>(threadIdx.x);
+    int first = 0;
+    if constexpr (kIsStaged) {
+      first = vocab_size / 4 * 4;
+      for (int id = thread * 4; id < first; id += kThreads * 4) {
+        const float4 v = *reinterpret_cast<const float4*>(shared->values + id);
+        function(id, v.x);
+        function(id + 1, v.y);
+        function(id + 2, v.z);
+        function(id + 3, v.w);
+      }
     }
+    for (int id = first + thread; id < vocab_size; id += kThreads) function(id, value(id));
   }
 };
 
@@ -276,48 +297,60 @@ __device__ __forceinline__ Sums block_sums(Sums v, SampleShared* shared) {
           warp_sum(shared->scratch[2][lane])};
 }
 
-/// Masses before, in and up to `last_bin`, relative to `bin`; last_bin = kBins - 1 for all.
+__device__ __forceinline__ void clear_candidates(SampleShared* shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) shared->num_candidates = 0;
+  __syncthreads();
+}
+__device__ __forceinline__ void add_candidate(SampleShared* shared, uint64_t rank, uint64_t mass) {
+  const int at = atomicAdd(&shared->num_candidates, 1);
+  if (at >= kMaxCandidates) return;
+  shared->candidate_rank[at] = rank;
+  shared->candidate_mass[at] = mass;
+}
+
+/// Masses before `bin`, in it, and of all up to last_bin; what is in it becomes the candidates.
+/// cut_bin: that of row.cut.
 template <bool kIsStaged>
-__device__ __forceinline__ Sums measure(const Row<kIsStaged>& row, int bin, int last_bin) {
+__device__ __noinline__ Sums measure(const Row<kIsStaged> row, int bin, int last_bin, int cut_bin) {
+  clear_candidates(row.shared);
   Sums sums{};
   row.for_each([&](int id, float v) {
     const int b = row.bin_of(v);
-    if (b > last_bin || rank_of(v, id) < row.cut) return;
+    if (b > last_bin || (b == cut_bin && rank_of(v, id) < row.cut)) return;
     const uint64_t mass = row.mass_of(v);
     sums.total += mass;
     if (b < bin) sums.before += mass;
-    if (b == bin) sums.inside += mass;
+    if (b == bin && mass != 0) {
+      sums.inside += mass;
+      add_candidate(row.shared, rank_of(v, id), mass);
+    }
   });
-  return block_sums(sums, row.shared);
+  return block_sums(sums, row.shared);  // and a barrier for the candidates
 }
 
 /// First place of bin `bin` where the sum reaches need; `before` is the sum of the bins before it.
-/// A weight is a mass, or 1 with kByCount.
+/// A weight is 1 with kByCount, otherwise a mass, and measure() has just left the candidates.
 template <bool kByCount, bool kIsStaged>
-__device__ Place find_in_bin(const Row<kIsStaged>& row, int bin, uint64_t before, uint64_t need) {
+__device__ __noinline__ Place find_in_bin(const Row<kIsStaged> row, int bin, uint64_t before,
+                                          uint64_t need) {
   SampleShared* shared = row.shared;
   const int thread = static_cast<int>(threadIdx.x);
   const auto weight_of = [&](float v) { return kByCount ? uint64_t{1} : row.mass_of(v); };
   // The place is in [low, high).
   uint64_t low = row.cut, high = ~uint64_t{0};
   const auto gather = [&] {
-    __syncthreads();
-    if (thread == 0) shared->num_candidates = 0;
-    __syncthreads();
+    clear_candidates(shared);
     row.for_each([&](int id, float v) {
+      if (row.bin_of(v) != bin) return;
       const uint64_t rank = rank_of(v, id);
-      if (row.bin_of(v) != bin || rank < low || rank >= high) return;
       const uint64_t weight = weight_of(v);
-      if (weight == 0) return;
-      const int at = atomicAdd(&shared->num_candidates, 1);
-      if (at >= kMaxCandidates) return;
-      shared->candidate_rank[at] = rank;
-      shared->candidate_mass[at] = weight;
+      if (rank >= low && rank < high && weight != 0) add_candidate(shared, rank, weight);
     });
     __syncthreads();
     return shared->num_candidates;
   };
-  int num_candidates = gather();
+  int num_candidates = kByCount ? gather() : shared->num_candidates;
   if (num_candidates > kMaxCandidates) {
     // Many logits all but equal: halve the range of ranks. First to the ranks that occur.
     uint64_t smallest = ~uint64_t{0}, largest = 0;
@@ -384,7 +417,7 @@ __device__ __forceinline__ int guess_bin(const SampleShared* shared, float need,
 /// `approximate` misses, improved by every measurement.
 template <bool kIsStaged>
 __device__ __forceinline__ Place find_by_mass(const Row<kIsStaged>& row, uint64_t need, int bin,
-                                              Sums sums, int last, double* offset) {
+                                              Sums sums, int last, int cut_bin, double* offset) {
   constexpr double kUnit = 1.0 / (1ull << kMassBits);
   int first = 0;
   for (int tries = 1;; ++tries) {
@@ -402,7 +435,7 @@ __device__ __forceinline__ Place find_by_mass(const Row<kIsStaged>& row, uint64_
                                  static_cast<float>(static_cast<double>(need) * kUnit - *offset),
                                  first, last)
                      : (first + last) / 2;
-    sums = measure(row, bin, bin);
+    sums = measure(row, bin, bin, cut_bin);
   }
 }
 
@@ -415,6 +448,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
   pdl_launch_dependents();
   if (thread < 16) shared->exp2_table[thread] = exp2(thread / 16.0);
   for (int i = thread; i < kBins; i += kThreads) shared->count[i] = 0;
+  for (int i = thread; i < kHeadBins; i += kThreads) shared->head_offset[i] = 0;
   pdl_wait();
 
   const int64_t row_index = blockIdx.x;
@@ -429,16 +463,15 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
     row.seen = p.seen + sampling.history_slot * ((p.vocab_size + 31) / 32);
   }
 
-  // The values, their first and the least number.
-  uint32_t best_key = 0, least_key = ~0u;
-  int best_id = 0;
+  // The values, the first of the greatest and the least number.
+  float most = -INFINITY, least = INFINITY;
+  int best_id = -1;
   const auto take = [&](int id, float v) {
-    const uint32_t key = ordered_key(v);
-    if (key > best_key) {
-      best_key = key;
+    if (v > most) {
+      most = v;
       best_id = id;
     }
-    if (v > -INFINITY && key < least_key) least_key = key;
+    least = fminf(least, v > -INFINITY ? v : INFINITY);  // false for NaN
   };
   if (kIsStaged && reinterpret_cast<uintptr_t>(row.logits) % 16 == 0) {
     // Unrolled, so that loads are in flight before the divisions.
@@ -467,45 +500,62 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
       take(id, v);
     }
   }
-  const uint64_t best = block_max<kThreads>(
-      static_cast<uint64_t>(best_key) << 32 | static_cast<uint32_t>(~best_id), shared->scratch[0]);
-  least_key = ~__reduce_max_sync(~0u, ~least_key);
+  const uint64_t best =
+      block_max<kThreads>(best_id < 0 ? 0 : rank_of(most, best_id), shared->scratch[0]);
+  const uint32_t least_key = __reduce_min_sync(~0u, ordered_key(least));
   if (lane == 0) shared->scratch[1][thread / 32] = least_key;
   __syncthreads();
-  least_key = __reduce_min_sync(~0u, static_cast<uint32_t>(shared->scratch[1][lane]));
+  least = key_value(__reduce_min_sync(~0u, static_cast<uint32_t>(shared->scratch[1][lane])));
+  if (best == 0) {  // nothing above -infinity: the first that is not NaN
+    uint64_t rank = 0;
+    row.for_each([&](int id, float v) { rank = max(rank, v == v ? rank_of(v, id) : 0); });
+    rank = block_max<kThreads>(rank, shared->scratch[0]);
+    if (thread == 0) finish_row(p, row_index, rank == 0 ? 0 : rank_id(rank));
+    return;
+  }
   row.max_value = key_value(static_cast<uint32_t>(best >> 32));
-  const int best_of_row = best >> 32 == 0 ? 0 : rank_id(best);
-  // Infinity has no softmax: the first infinity, and id 0 when there is no number at all.
-  if (sampling.temperature == 0.0f || sampling.top_k == 1 || best >> 32 == 0 ||
-      !(fabsf(row.max_value) < INFINITY)) {
-    if (thread == 0) finish_row(p, row_index, best_of_row);
+  // Infinity has no softmax: the first infinity.
+  if (sampling.temperature == 0.0f || sampling.top_k == 1 || row.max_value == INFINITY) {
+    if (thread == 0) finish_row(p, row_index, rank_id(best));
     return;
   }
 
-  const float depth = fminf(row.max_value - key_value(least_key), kMaxDepth);
-  row.bins_per_unit = depth > 0.0f ? kBins / depth : 0.0f;
+  const float depth = fminf(row.max_value - least, kMaxDepth);
+  row.bins_per_unit = depth > 0.0f ? (kBins - 1) / depth : 0.0f;
   // How many logits each bin holds. The last one can hold most of the row, so it is counted apart.
   uint32_t num_last = 0;
   row.for_each([&](int, float v) {
-    const int bin = row.bin_of(v);
+    const float at = row.depth_of(v);
+    const int bin = row.bin_at(at);
     if (bin == kBins - 1) {
       ++num_last;
     } else {
       atomicAdd(&shared->count[bin], 1u);
+      if (bin < kHeadBins) {
+        atomicAdd(&shared->head_offset[bin],
+                  static_cast<int32_t>((at - static_cast<float>(bin)) * kHeadSteps));
+      }
     }
   });
   num_last = __reduce_add_sync(~0u, num_last);
   if (lane == 0 && num_last != 0) atomicAdd(&shared->count[kBins - 1], num_last);
   __syncthreads();
 
-  // Running sums over the bins, two a thread: counts, and masses as if a bin's logits lay in its
-  // middle.
+  // Running sums over the bins, two a thread: counts, and masses as if all logits of a bin lay in
+  // its middle or, in the first bins, in their mean.
   static_assert(kBins == 2 * kThreads);
   const uint32_t count0 = shared->count[2 * thread];
   const uint32_t count1 = shared->count[2 * thread + 1];
-  const float unit = depth / kBins;
-  const float mass0 = static_cast<float>(count0) * __expf(-unit * (2 * thread + 0.5f));
-  const float mass1 = static_cast<float>(count1) * __expf(-unit * (2 * thread + 1.5f));
+  const float unit = depth / (kBins - 1);
+  const auto mass_of_bin = [&](int bin, uint32_t count) {
+    if (count == 0) return 0.0f;
+    const auto n = static_cast<float>(count);
+    const float offset =
+        bin < kHeadBins ? static_cast<float>(shared->head_offset[bin]) / (n * kHeadSteps) : 0.0f;
+    return n * expf(-unit * (static_cast<float>(bin) + offset));
+  };
+  const float mass0 = mass_of_bin(2 * thread, count0);
+  const float mass1 = mass_of_bin(2 * thread + 1, count1);
   uint32_t count_sum = count0 + count1;
   float mass_sum = mass0 + mass1;
 #pragma unroll
@@ -530,6 +580,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
   shared->approximate[2 * thread + 1] = mass_sum;
 
   int last_bin = kBins - 1;
+  int cut_bin = kBins;  // none
   if (sampling.top_k > 0 && sampling.top_k < row.vocab_size) {
     const auto top_k = static_cast<uint32_t>(sampling.top_k);
     const uint32_t before = count_sum - count0 - count1;
@@ -541,6 +592,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
     __syncthreads();
     last_bin = shared->chosen_bin;
     row.cut = find_in_bin<true>(row, last_bin, shared->chosen_before, top_k).rank;
+    cut_bin = last_bin;
   }
   __syncthreads();
 
@@ -550,23 +602,23 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
   const double share = has_top_p ? static_cast<double>(sampling.top_p) : draw;
   int bin =
       guess_bin(shared, static_cast<float>(share) * shared->approximate[last_bin], 0, last_bin);
-  Sums sums = measure(row, bin, last_bin);
+  Sums sums = measure(row, bin, last_bin, cut_bin);
   double offset = 0;
   uint64_t kept = sums.total;
   if (has_top_p) {
     const auto need = static_cast<uint64_t>(ceil(share * static_cast<double>(kept)));
     const Place place =
-        find_by_mass(row, max(uint64_t{1}, min(need, kept)), bin, sums, last_bin, &offset);
+        find_by_mass(row, max(uint64_t{1}, min(need, kept)), bin, sums, last_bin, cut_bin, &offset);
     row.cut = place.rank;
     kept = place.sum;
-    last_bin = row.bin_of(key_value(static_cast<uint32_t>(place.rank >> 32)));
+    last_bin = cut_bin = row.bin_of(key_value(static_cast<uint32_t>(place.rank >> 32)));
     const double wanted = draw * static_cast<double>(kept) / (1ull << kMassBits);
     bin = guess_bin(shared, static_cast<float>(wanted - offset), 0, last_bin);
-    sums = measure(row, bin, bin);
+    sums = measure(row, bin, bin, cut_bin);
   }
   const uint64_t need =
       min(static_cast<uint64_t>(floor(draw * static_cast<double>(kept))) + 1, kept);
-  const Place place = find_by_mass(row, need, bin, sums, last_bin, &offset);
+  const Place place = find_by_mass(row, need, bin, sums, last_bin, cut_bin, &offset);
   if (thread == 0) finish_row(p, row_index, rank_id(place.rank));
 }
 

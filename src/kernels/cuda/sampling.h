@@ -9,8 +9,8 @@ namespace caravan::cuda {
 
 /// How the token of one row is chosen; the fields mean what they mean in SamplingParams.
 struct RowSampling {
-  float temperature = 0.0f;         // 0: greedy, the lowest id on a tie
-  int32_t top_k = 0;                // 0: all
+  float temperature = 0.0f;  // 0: greedy, the lowest id on a tie
+  int32_t top_k = 0;         // 0: all
   float top_p = 1.0f;
   float repetition_penalty = 1.0f;  // 1: history is not read
   uint64_t seed = 0;
@@ -22,18 +22,19 @@ struct RowSampling {
 struct SampleArgs {
   int64_t num_rows = 0;
   int64_t vocab_size = 0;
-  int64_t logits_stride = 0;            // elements from one row to the next, >= vocab_size
-  const float* logits = nullptr;        // [num_rows, logits_stride]
-  const RowSampling* rows = nullptr;    // [num_rows], device memory
-  bool is_greedy = false;               // host's promise that every row is plain argmax
-  uint32_t* seen = nullptr;             // [slots][ceil(vocab_size / 32)] bits: tokens of a sequence;
-                                        // the chosen token's bit is set. null: nobody uses a penalty
-  int32_t* tokens = nullptr;            // [num_rows], device: the chosen ids
-  int32_t* host_tokens = nullptr;       // [num_rows], mapped pinned memory, or null
-  void* workspace = nullptr;            // sample_workspace_bytes(num_rows, vocab_size)
+  int64_t logits_stride = 0;          // elements from one row to the next, >= vocab_size
+  const float* logits = nullptr;      // [num_rows, logits_stride]
+  const RowSampling* rows = nullptr;  // [num_rows], device; null: is_greedy, no seen
+  bool is_greedy = false;             // host's promise that every row is plain argmax
+  uint32_t* seen = nullptr;           // [slots][ceil(vocab_size / 32)] bits: tokens of a sequence;
+                                      // the chosen token's bit is set. null: nobody uses a penalty
+  int32_t* tokens = nullptr;          // [num_rows], device: the chosen ids
+  int32_t* host_tokens = nullptr;     // [num_rows], mapped pinned memory, or null
+  void* workspace = nullptr;          // sample_workspace_bytes(...); null if that is 0
 };
 /// Same choice as Sampler::sample (src/sampling) up to rounding of the probabilities: repetition
-/// penalty, temperature, top-k, top-p, one draw. NaN logits lose against every number.
+/// penalty, temperature, top-k, top-p, one draw. NaN logits lose against every number. A row's
+/// token does not depend on the other rows. Requires: vocab_size <= 2^19.
 void launch_sample(const SampleArgs& args, const LaunchContext& context);
 size_t sample_workspace_bytes(int64_t max_num_rows, int64_t vocab_size);
 
