@@ -194,7 +194,7 @@ void bench_decode(const Device& device) {
 
 /// num_seqs sequences of num_tokens query tokens after `prefix` cached ones.
 void bench_prefill(const Device& device, const char* name, const LaunchContext& context,
-                   int64_t num_seqs, int64_t num_tokens, int64_t prefix) {
+                   bool is_settled, int64_t num_seqs, int64_t num_tokens, int64_t prefix) {
   const int64_t context_len = prefix + num_tokens;
   const int64_t blocks_per_seq = (context_len + kBlock - 1) / kBlock;
   int32_t* tables = upload(make_tables(1, num_seqs, blocks_per_seq));
@@ -202,8 +202,8 @@ void bench_prefill(const Device& device, const char* name, const LaunchContext& 
   std::vector<int32_t> starts;
   std::vector<int32_t> tiles;
   for (int64_t s = 0; s <= num_seqs; ++s) starts.push_back(static_cast<int32_t>(s * num_tokens));
-  for (int64_t first = 0; first < num_tokens; first += kQueryTile) {
-    for (int64_t s = 0; s < num_seqs; ++s) {
+  for (int64_t s = 0; s < num_seqs; ++s) {
+    for (int64_t first = 0; first < num_tokens; first += kQueryTile) {
       tiles.push_back(static_cast<int32_t>(s));
       tiles.push_back(static_cast<int32_t>(first));
     }
@@ -222,6 +222,7 @@ void bench_prefill(const Device& device, const char* name, const LaunchContext& 
   args.cache = device.cache();
   args.scale = 0.0883883f;
   args.out = device.out;
+  args.is_context_settled = is_settled;
   const double us = median_us(context, 20, 5, [&](int) {
     launch_attention_prefill(args, device_tiles, static_cast<int64_t>(tiles.size()) / 2, context);
   });
@@ -232,12 +233,13 @@ void bench_prefill(const Device& device, const char* name, const LaunchContext& 
   for (int32_t* p : {tables, lens, query_start, device_tiles}) CARAVAN_CUDA_CHECK(cudaFree(p));
 }
 
-void bench_prefill_shapes(const Device& device, const char* name, const LaunchContext& context) {
-  bench_prefill(device, name, context, 1, 512, 0);
-  bench_prefill(device, name, context, 1, 2048, 0);
-  bench_prefill(device, name, context, 8, 2048, 0);
-  bench_prefill(device, name, context, 32, 512, 0);
-  bench_prefill(device, name, context, 1, 512, 1536);
+void bench_prefill_shapes(const Device& device, const char* name, const LaunchContext& context,
+                          bool is_settled) {
+  bench_prefill(device, name, context, is_settled, 1, 512, 0);
+  bench_prefill(device, name, context, is_settled, 1, 2048, 0);
+  bench_prefill(device, name, context, is_settled, 8, 2048, 0);
+  bench_prefill(device, name, context, is_settled, 32, 512, 0);
+  bench_prefill(device, name, context, is_settled, 1, 512, 1536);
 }
 
 }  // namespace
@@ -247,9 +249,10 @@ int main() {
   using namespace caravan::cuda;
   const Device device = make_device();
   bench_decode(device);
-  bench_prefill_shapes(device, "prefill", device.context);
+  bench_prefill_shapes(device, "prefill", device.context, false);
+  bench_prefill_shapes(device, "prefill (settled)", device.context, true);
   LaunchContext before_hopper = device.context;
   before_hopper.compute_capability = 80;
-  bench_prefill_shapes(device, "prefill (mma.sync)", before_hopper);
+  bench_prefill_shapes(device, "prefill (mma.sync)", before_hopper, false);
   return 0;
 }

@@ -101,7 +101,15 @@ struct Chunk {
 };
 
 // kDecodeWorkspace and kPrefillMma: what runs before Hopper.
-enum class Kernel { kDecode, kDecodeSettled, kDecodeWorkspace, kPrefill, kPrefillMma, kSimple };
+enum class Kernel {
+  kDecode,
+  kDecodeSettled,
+  kDecodeWorkspace,
+  kPrefill,
+  kPrefillSettled,
+  kPrefillMma,
+  kSimple
+};
 
 /// The batch of a step on the device.
 class Batch {
@@ -161,6 +169,12 @@ class Batch {
         context.compute_capability = 80;
         launch_attention_decode(args(), context);
         break;
+      case Kernel::kPrefillSettled: {
+        AttentionArgs settled = args();
+        settled.is_context_settled = true;
+        launch_attention_prefill(settled, tiles_.as<int32_t>(), num_tiles_, context);
+        break;
+      }
       case Kernel::kPrefillMma:
         context.compute_capability = 80;
         launch_attention_prefill(args(), tiles_.as<int32_t>(), num_tiles_, context);
@@ -490,8 +504,9 @@ TEST(Attention, PrefillWithAnyNumberOfTilesABlockSharesItsBits) {
     expect_near(p, whole(p), batch.out().floats(p.dtype), 11);
     for (int num_sms : {1, 2, 3, 7, 20}) {
       context.num_sms = num_sms;
-      expect_same_bits(p, want, batch.run(Kernel::kPrefill, context),
-                       std::to_string(num_sms) + " SMs");
+      for (Kernel kernel : {Kernel::kPrefill, Kernel::kPrefillSettled}) {
+        expect_same_bits(p, want, batch.run(kernel, context), std::to_string(num_sms) + " SMs");
+      }
     }
   }
 }

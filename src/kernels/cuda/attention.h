@@ -52,10 +52,10 @@ struct AttentionArgs {
   // Decode only. [num_seqs] or null: K and V of each row are also written to the cache, so that
   // launch_append_kv is not needed; they are read from qkv. A negative slot is skipped.
   const int64_t* slot_mapping = nullptr;
-  // Decode only. The promise that context_lens, block_tables, slot_mapping and the K and V of all
-  // tokens but each sequence's newest were written before the first kernel of this step, as
-  // copies and earlier steps do: they are then read before pdl_wait(), while the kernel before
-  // this one ends.
+  // The promise that query_start, context_lens, block_tables, slot_mapping, tiles and (decode) the
+  // K and V of all tokens but each sequence's newest were written before the first kernel of this
+  // step, as copies and earlier steps do: they are then read before pdl_wait(), while the kernel
+  // before this one ends.
   bool is_context_settled = false;
 };
 
@@ -66,7 +66,8 @@ size_t attention_workspace_bytes(int64_t max_num_seqs, int64_t num_heads, int64_
 
 /// Tiles of kQueryTile query rows; sequences of any number of query tokens, one included. tiles:
 /// device array [num_tiles][2] of (sequence, first query token of the tile in its sequence). Work
-/// starts with the last tile: the order of ascending contexts balances best.
+/// starts with the last tile; sequence by sequence with ascending queries, the tiles of a sequence
+/// share its K and V in L2.
 inline constexpr int64_t kQueryTile = 128;
 void launch_attention_prefill(const AttentionArgs& args, const int32_t* tiles, int64_t num_tiles,
                               const LaunchContext& context);

@@ -45,20 +45,24 @@ __device__ __forceinline__ float partition_reference(float max, float scale_log2
   return ceilf(__fmul_rn(max, scale_log2));
 }
 
-/// s becomes p; returns l.
+/// s becomes p; returns the lane's share of l.
 template <int kFirst, int kWidth>
 __device__ __forceinline__ float row_exp(float (&s)[kScoreTiles][kWidth], float scale_log2,
                                          float reference) {
-  float l = 0.0f;
+  float sum = 0.0f;
 #pragma unroll
   for (int j = 0; j < kScoreTiles; ++j) {
     s[j][kFirst] = exp2_approx(__fmaf_rn(s[j][kFirst], scale_log2, -reference));
     s[j][kFirst + 1] = exp2_approx(__fmaf_rn(s[j][kFirst + 1], scale_log2, -reference));
-    l = __fadd_rn(l, s[j][kFirst]);
-    l = __fadd_rn(l, s[j][kFirst + 1]);
+    sum = __fadd_rn(sum, s[j][kFirst]);
+    sum = __fadd_rn(sum, s[j][kFirst + 1]);
   }
-  l = __fadd_rn(l, __shfl_xor_sync(0xFFFFFFFFu, l, 1));
-  return __fadd_rn(l, __shfl_xor_sync(0xFFFFFFFFu, l, 2));
+  return sum;
+}
+/// l of the four lanes' shares.
+__device__ __forceinline__ float quad_sum(float sum) {
+  sum = __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 1));
+  return __fadd_rn(sum, __shfl_xor_sync(0xFFFFFFFFu, sum, 2));
 }
 
 /// What the state and the partition are multiplied with; m becomes the merged reference.
@@ -180,6 +184,7 @@ struct PrefillParams {
   int64_t num_tiles = 0;
   PagedCache<T> cache;
   float scale_log2 = 0.0f;
+  bool is_context_settled = false;
 };
 
 template <typename T>
@@ -191,7 +196,8 @@ PrefillParams<T> prefill_params(const AttentionArgs& args, const int32_t* tiles,
           tiles,
           num_tiles,
           paged_cache<T>(args),
-          args.scale * kLog2E};
+          args.scale * kLog2E,
+          args.is_context_settled};
 }
 
 /// Throws unless the fast kernels take these arguments.
