@@ -9,7 +9,11 @@ namespace caravan::cuda {
 
 /// x += delta + delta_bias (when delta is given); y = (x - mean) / sqrt(variance + epsilon) *
 /// weight + bias, row by row. Sums in float32, variance from the deviations (two-pass) or Welford;
-/// one row's arithmetic does not depend on the number of rows. Source: Ba et al. 2016, eq. 4.
+/// one row's arithmetic depends on hidden_size, the dtypes, whether there is a delta and whether
+/// the pointers are aligned to 16 bytes (faster when they are), never on the number of rows. x of
+/// 16 bits is rounded before its mean is taken: y is the LayerNorm of what x holds afterwards.
+/// NaN and infinities stay in their row. Errors: kInvalidArgument for hidden_size < 1, kUnsupported
+/// for other dtypes. Source: Ba et al. 2016, eq. 4.
 struct LayerNormArgs {
   int64_t num_tokens = 0;
   int64_t hidden_size = 0;            // 1 to 16384 and more, odd ones too
@@ -20,8 +24,8 @@ struct LayerNormArgs {
   const float* weight = nullptr;      // [hidden_size]
   const float* bias = nullptr;        // [hidden_size]
   float epsilon = 1e-5f;
-  void* y = nullptr;                  // [num_tokens, hidden_size] of y_dtype; may be x without delta
-  DType y_dtype = DType::kF16;        // x_dtype, or 16 bits with x_dtype kF32
+  void* y = nullptr;            // [num_tokens, hidden_size] of y_dtype; may be x without delta
+  DType y_dtype = DType::kF16;  // x_dtype, or 16 bits with x_dtype kF32
 };
 void launch_layer_norm(const LayerNormArgs& args, const LaunchContext& context);
 
