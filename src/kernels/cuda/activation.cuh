@@ -82,9 +82,8 @@ __device__ __forceinline__ float gelu_16bit(float x) {
   return __fmaf_rn(-t, exp2_approx(LogPhi<T>::at(t)), max_nan(x, 0.0f));
 }
 
-/// x sigmoid(x (linear + cubic x^2)), both constants times log2 e.
-__device__ __forceinline__ float sigmoid_gate(float x, float linear, float cubic) {
-  const float z = __fmul_rn(x, __fmaf_rn(cubic, __fmul_rn(x, x), linear));
+/// x sigmoid(z / log2 e).
+__device__ __forceinline__ float sigmoid_gate(float x, float z) {
   return __fmul_rn(x, reciprocal_approx(__fadd_rn(1.0f, exp2_approx(-z))));
 }
 
@@ -112,26 +111,34 @@ __device__ __forceinline__ float activate_16bit(float x, Activation activation) 
     case Activation::kGelu:
       return gelu_16bit<T>(x);
     case Activation::kGeluTanh:  // 2 sqrt(2/pi) log2 e, and that times 0.044715
-      return sigmoid_gate(x, 2.30220820f, 0.102943240f);
+      return sigmoid_gate(x, __fmul_rn(x, __fmaf_rn(0.102943240f, __fmul_rn(x, x), 2.30220820f)));
     case Activation::kQuickGelu:  // 1.702 log2 e
-      return sigmoid_gate(x, 2.45546696f, 0.0f);
+      return sigmoid_gate(x, __fmul_rn(x, 2.45546696f));
     case Activation::kRelu:
       return max_nan(x, 0.0f);
     case Activation::kSilu:  // log2 e
-      return sigmoid_gate(x, 1.44269504f, 0.0f);
+      return sigmoid_gate(x, __fmul_rn(x, 1.44269504f));
     case Activation::kTanh:
       return tanh_16bit(x);
   }
   return x;
 }
 
-/// For float32 outputs: a few ulps.
+/// For float32 outputs: a few ulps, and what the rounding of an exponential's argument costs far
+/// down the tails.
 __device__ __forceinline__ float activate_f32(float x, Activation activation) {
   switch (activation) {
     case Activation::kNone:
       return x;
-    case Activation::kGelu:  // erfc keeps the relative accuracy of negative x
-      return __fmul_rn(__fmul_rn(0.5f, x), erfcf(__fmul_rn(x, -0.707106781f)));
+    case Activation::kGelu: {  // erfc keeps the relative accuracy of negative x
+      const float z = __fmul_rn(x, -0.707106769f);
+      float e = erfcf(z);
+      if (z > 0.0f) {  // what z lost in rounding: erfc' / erfc is about -2z
+        const float lost = __fmaf_rn(-x, 1.21016175e-8f, __fmaf_rn(-x, 0.707106769f, -z));
+        e = __fmaf_rn(__fmul_rn(__fmul_rn(-2.0f, z), lost), e, e);
+      }
+      return __fmul_rn(__fmul_rn(0.5f, x), e);
+    }
     case Activation::kGeluTanh: {  // 2 sqrt(2/pi), and that times 0.044715
       const float z = __fmul_rn(x, __fmaf_rn(0.0713548163f, __fmul_rn(x, x), 1.59576912f));
       return __fdiv_rn(x, __fadd_rn(1.0f, expf(-z)));

@@ -1,0 +1,168 @@
+#include "kernels/cuda/linear_wgmma.h"
+
+#include <cuda.h>
+
+#include <algorithm>
+#include <string>
+
+#include "core/linear_layout.h"
+#include "kernels/cuda/linear_wgmma.cuh"
+
+namespace caravan::cuda {
+
+namespace {
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+constexpr int64_t ceil_div(int64_t value, int64_t divisor) {
+  return (value + divisor - 1) / divisor;
+}
+
+/// Asked of the runtime, so that nothing links with libcuda.
+decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
+  static const auto encoder = [] {
+    void* function = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    CARAVAN_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
+                                                        cudaEnableDefault, &found));
+    if (found != cudaDriverEntryPointSuccess) {
+      throw_unsupported(
+          "the CUDA driver has no cuTensorMapEncodeTiled: update it to 12.0 or newer");
+    }
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
+  }();
+  return encoder;
+}
+
+CUtensorMap make_tensor_map(DType dtype, const void* data, int rank, const cuuint64_t* sizes,
+                            const cuuint64_t* strides, const cuuint32_t* box,
+                            CUtensorMapSwizzle swizzle) {
+  const CUtensorMapDataType type =
+      dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  const cuuint32_t steps[3] = {1, 1, 1};
+  CUtensorMap map;
+  const CUresult result =
+      tensor_map_encoder()(&map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(data),
+                           sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (result != CUDA_SUCCESS) {
+    throw_invalid("cuTensorMapEncodeTiled failed with code " + std::to_string(result));
+  }
+  return map;
+}
+
+template <typename T, int kRows, int kColumns, int kClusterRows, int kClusterColumns,
+          bool kIsPingPong>
+void launch_tile(const LinearArgs& args, const LaunchContext& context) {
+  using Shared = LinearWgmmaShared<kRows, kColumns>;
+  constexpr int kClusterSize = kClusterRows * kClusterColumns;
+
+  const cuuint64_t x_sizes[2] = {static_cast<cuuint64_t>(args.in_features),
+                                 static_cast<cuuint64_t>(args.num_tokens)};
+  const cuuint64_t x_strides[1] = {x_sizes[0] * 2};
+  const cuuint32_t x_box[2] = {kWgmmaK, kRows / kClusterColumns};
+  const CUtensorMap x_map =
+      make_tensor_map(args.dtype, args.x, 2, x_sizes, x_strides, x_box, CU_TENSOR_MAP_SWIZZLE_128B);
+
+  const int64_t padded_in = round_up(args.in_features, kCoreInMultiple);
+  const int64_t padded_out = round_up(args.out_features, kCoreOutMultiple);
+  const cuuint64_t w_sizes[3] = {64, static_cast<cuuint64_t>(padded_in / 8),
+                                 static_cast<cuuint64_t>(padded_out / 8)};
+  const cuuint64_t w_strides[2] = {128, static_cast<cuuint64_t>(padded_in) * 16};
+  const cuuint32_t w_box[3] = {64, kWgmmaK / 8, kColumns / 8 / kClusterRows};
+  const CUtensorMap w_map = make_tensor_map(args.dtype, args.weight, 3, w_sizes, w_strides, w_box,
+                                            CU_TENSOR_MAP_SWIZZLE_NONE);
+
+  LinearWgmmaParams params{};
+  params.num_tokens = args.num_tokens;
+  params.out_features = args.out_features;
+  params.num_k_blocks = static_cast<int32_t>(padded_in / kWgmmaK);
+  params.num_row_tiles = static_cast<int32_t>(ceil_div(args.num_tokens, kRows * kClusterRows));
+  params.num_column_tiles =
+      static_cast<int32_t>(ceil_div(args.out_features, kColumns * kClusterColumns));
+  // 2,048 rows: x of 4,096 features is 16 MiB of the 50 MiB of L2.
+  params.group_rows = std::max(1, 2048 / (kRows * kClusterRows));
+  params.bias = args.bias;
+  params.activation = args.activation;
+  params.y = args.y;
+  params.y_stride = args.y_stride;
+  params.is_y_float = args.y_dtype == DType::kF32;
+  params.is_y_aligned = reinterpret_cast<uintptr_t>(args.y) % 16 == 0 &&
+                        args.y_stride * static_cast<int64_t>(dtype_size(args.y_dtype)) % 16 == 0;
+
+  const int num_tiles = params.num_row_tiles * params.num_column_tiles;
+  const int num_clusters = std::min(num_tiles, std::max(1, context.num_sms / kClusterSize));
+  launch(context,
+         linear_wgmma_kernel<T, kRows, kColumns, kClusterRows, kClusterColumns, kIsPingPong>,
+         dim3(static_cast<unsigned>(num_clusters * kClusterSize)), dim3(kWgmmaThreads),
+         Shared::kTotal, x_map, w_map, params);
+}
+
+void check(const LinearArgs& args) {
+  if (args.dtype != DType::kF16 && args.dtype != DType::kBF16) {
+    throw_unsupported("launch_linear_wgmma takes float16 or bfloat16 weights");
+  }
+  if (args.y_dtype != args.dtype && args.y_dtype != DType::kF32) {
+    throw_unsupported("launch_linear_wgmma writes the weights' dtype or float32");
+  }
+  if (args.in_features <= 0 || args.in_features % 8 != 0) {
+    throw_unsupported("launch_linear_wgmma takes in_features that are a multiple of 8, not " +
+                      std::to_string(args.in_features));
+  }
+  if (args.out_features <= 0 || args.y_stride < args.out_features) {
+    throw_invalid("launch_linear_wgmma: out_features " + std::to_string(args.out_features) +
+                  ", y_stride " + std::to_string(args.y_stride));
+  }
+  if (reinterpret_cast<uintptr_t>(args.x) % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(args.weight) % 16 != 0) {
+    throw_invalid("launch_linear_wgmma: x and weight must be aligned to 16 bytes");
+  }
+}
+
+template <typename T>
+bool launch_config(const LinearArgs& args, const LinearWgmmaConfig& c,
+                   const LaunchContext& context) {
+#define CARAVAN_WGMMA_TILE(rows, columns, cluster_rows, cluster_columns, is_ping_pong)         \
+  if (c == LinearWgmmaConfig{rows, columns, cluster_rows, cluster_columns, is_ping_pong}) {    \
+    launch_tile<T, rows, columns, cluster_rows, cluster_columns, is_ping_pong>(args, context); \
+    return true;                                                                               \
+  }
+  CARAVAN_WGMMA_TILE(128, 256, 1, 1, false)
+  CARAVAN_WGMMA_TILE(128, 256, 2, 1, false)
+  CARAVAN_WGMMA_TILE(128, 192, 1, 1, false)
+  CARAVAN_WGMMA_TILE(128, 192, 2, 1, false)
+  CARAVAN_WGMMA_TILE(128, 128, 1, 1, false)
+  CARAVAN_WGMMA_TILE(128, 128, 2, 1, false)
+  CARAVAN_WGMMA_TILE(128, 128, 1, 1, true)
+  CARAVAN_WGMMA_TILE(128, 128, 2, 1, true)
+  CARAVAN_WGMMA_TILE(128, 128, 1, 2, true)
+  CARAVAN_WGMMA_TILE(128, 96, 1, 1, false)
+  CARAVAN_WGMMA_TILE(128, 64, 1, 1, false)
+  CARAVAN_WGMMA_TILE(128, 64, 2, 1, false)
+  CARAVAN_WGMMA_TILE(64, 64, 2, 1, false)
+  CARAVAN_WGMMA_TILE(64, 64, 1, 1, false)
+#undef CARAVAN_WGMMA_TILE
+  return false;
+}
+
+}  // namespace
+
+void launch_linear_wgmma_with(const LinearArgs& args, const LinearWgmmaConfig& config,
+                              const LaunchContext& context) {
+  check(args);
+  if (args.num_tokens <= 0) return;
+  const bool is_known = args.dtype == DType::kF16
+                            ? launch_config<__half>(args, config, context)
+                            : launch_config<__nv_bfloat16>(args, config, context);
+  if (!is_known) throw_unsupported("launch_linear_wgmma: this tile configuration is not built");
+}
+
+void launch_linear_wgmma(const LinearArgs& args, const LaunchContext& context) {
+  launch_linear_wgmma_with(
+      args,
+      choose_wgmma_config(args.num_tokens, args.out_features, args.in_features, context.num_sms),
+      context);
+}
+
+}  // namespace caravan::cuda
