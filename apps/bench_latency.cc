@@ -184,7 +184,7 @@ class Latency {
     if (!is_pipelined()) return {contexts.front()};
     std::vector<int64_t> warm;
     const auto add = [&](int64_t context) {
-      warm.insert(warm.end(), static_cast<size_t>(2 * runner_.max_steps_in_flight()), context);
+      warm.insert(warm.end(), 2 * static_cast<size_t>(runner_.max_steps_in_flight()), context);
     };
     for (size_t i = 0; i < contexts.size(); i += 64) add(contexts[i]);
     add(contexts.back());
