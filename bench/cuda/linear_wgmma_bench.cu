@@ -181,13 +181,10 @@ class CublasLt {
 
 int run(int argc, char** argv) {
   bool all_configs = false;
-  bool with_ping_pong = true;
   std::vector<int64_t> token_counts;
   for (int i = 1; i < argc; ++i) {
     if (std::strcmp(argv[i], "--configs") == 0) {
       all_configs = true;
-    } else if (std::strcmp(argv[i], "--no-ping-pong") == 0) {
-      with_ping_pong = false;
     } else {
       token_counts.push_back(atoll(argv[i]));
     }
@@ -216,10 +213,7 @@ int run(int argc, char** argv) {
   CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
   CublasLt cublas;
 
-  std::vector<LinearWgmmaConfig> configs;
-  for (const LinearWgmmaConfig& c : wgmma_configs()) {
-    if (with_ping_pong || !c.is_ping_pong) configs.push_back(c);
-  }
+  const auto configs = wgmma_configs();
   for (const int64_t tokens : token_counts) {
     double total_us = 0, total_cublas = 0, total_flops = 0;
     for (const Shape& shape : kShapes) {
@@ -250,8 +244,7 @@ int run(int argc, char** argv) {
       measure(context.stream, 3, algorithms);
       std::sort(algorithms.begin(), algorithms.end(),
                 [](Timed& a, Timed& b) { return a.median() < b.median(); });
-      const LinearWgmmaConfig chosen =
-          choose_wgmma_config(tokens, shape.out, shape.in, context.num_sms);
+      const LinearWgmmaConfig chosen = choose_wgmma_config(tokens, shape.out, context.num_sms);
       std::vector<Timed> candidates = {capture_config(chosen)};
       if (!algorithms.empty()) {
         algorithms[0].us.clear();
@@ -265,19 +258,17 @@ int run(int argc, char** argv) {
       const double us = candidates[0].median();
       const double cublas_us = algorithms.empty() ? 0 : candidates[1].median();
       printf(
-          "T=%-5ld %-6s %5ldx%-5ld %3dx%d/%dx%d%s %8.1f us %5.0f TFLOP/s %5.0f GB/s of W; "
+          "T=%-5ld %-6s %5ldx%-5ld %3dx%-3d %8.1f us %5.0f TFLOP/s %5.0f GB/s of W; "
           "cuBLASLt %8.1f us %5.0f; ratio %.3f\n",
           static_cast<long>(tokens), shape.name, static_cast<long>(shape.out),
-          static_cast<long>(shape.in), chosen.tile_rows, chosen.tile_columns, chosen.cluster_rows,
-          chosen.cluster_columns, chosen.is_ping_pong ? "pp" : "  ", us, flops / us * 1e-6,
+          static_cast<long>(shape.in), chosen.tile_rows, chosen.tile_columns, us, flops / us * 1e-6,
           elements * 2 / us * 1e-3, cublas_us, flops / cublas_us * 1e-6, cublas_us / us);
       if (all_configs) {
         printf("    ");
         for (size_t i = first_config; i < candidates.size(); ++i) {
           const LinearWgmmaConfig& c = configs[i - first_config];
           const double t = candidates[i].median();
-          printf(" %dx%d/%dx%d%s:%.0f(%.1fus)", c.tile_rows, c.tile_columns, c.cluster_rows,
-                 c.cluster_columns, c.is_ping_pong ? "pp" : "", flops / t * 1e-6, t);
+          printf(" %dx%d:%.0f(%.1fus)", c.tile_rows, c.tile_columns, flops / t * 1e-6, t);
         }
         printf("\n");
       }

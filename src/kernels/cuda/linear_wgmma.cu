@@ -52,16 +52,14 @@ CUtensorMap make_tensor_map(DType dtype, const void* data, int rank, const cuuin
   return map;
 }
 
-template <typename T, int kRows, int kColumns, int kClusterRows, int kClusterColumns,
-          bool kIsPingPong>
+template <typename T, int kRows, int kColumns>
 void launch_tile(const LinearArgs& args, const LaunchContext& context) {
   using Shared = LinearWgmmaShared<kRows, kColumns>;
-  constexpr int kClusterSize = kClusterRows * kClusterColumns;
 
   const cuuint64_t x_sizes[2] = {static_cast<cuuint64_t>(args.in_features),
                                  static_cast<cuuint64_t>(args.num_tokens)};
   const cuuint64_t x_strides[1] = {x_sizes[0] * 2};
-  const cuuint32_t x_box[2] = {kWgmmaK, kRows / kClusterColumns};
+  const cuuint32_t x_box[2] = {kWgmmaK, kRows};
   const CUtensorMap x_map =
       make_tensor_map(args.dtype, args.x, 2, x_sizes, x_strides, x_box, CU_TENSOR_MAP_SWIZZLE_128B);
 
@@ -70,7 +68,7 @@ void launch_tile(const LinearArgs& args, const LaunchContext& context) {
   const cuuint64_t w_sizes[3] = {64, static_cast<cuuint64_t>(padded_in / 8),
                                  static_cast<cuuint64_t>(padded_out / 8)};
   const cuuint64_t w_strides[2] = {128, static_cast<cuuint64_t>(padded_in) * 16};
-  const cuuint32_t w_box[3] = {64, kWgmmaK / 8, kColumns / 8 / kClusterRows};
+  const cuuint32_t w_box[3] = {64, kWgmmaK / 8, kColumns / 8};
   const CUtensorMap w_map = make_tensor_map(args.dtype, args.weight, 3, w_sizes, w_strides, w_box,
                                             CU_TENSOR_MAP_SWIZZLE_NONE);
 
@@ -78,11 +76,10 @@ void launch_tile(const LinearArgs& args, const LaunchContext& context) {
   params.num_tokens = args.num_tokens;
   params.out_features = args.out_features;
   params.num_k_blocks = static_cast<int32_t>(padded_in / kWgmmaK);
-  params.num_row_tiles = static_cast<int32_t>(ceil_div(args.num_tokens, kRows * kClusterRows));
-  params.num_column_tiles =
-      static_cast<int32_t>(ceil_div(args.out_features, kColumns * kClusterColumns));
+  params.num_row_tiles = static_cast<int32_t>(ceil_div(args.num_tokens, kRows));
+  params.num_column_tiles = static_cast<int32_t>(ceil_div(args.out_features, kColumns));
   // 2,048 rows: x of 4,096 features is 16 MiB of the 50 MiB of L2.
-  params.group_rows = std::max(1, 2048 / (kRows * kClusterRows));
+  params.group_rows = 2048 / kRows;
   params.bias = args.bias;
   params.activation = args.activation;
   params.y = args.y;
@@ -92,11 +89,9 @@ void launch_tile(const LinearArgs& args, const LaunchContext& context) {
                         args.y_stride * static_cast<int64_t>(dtype_size(args.y_dtype)) % 16 == 0;
 
   const int num_tiles = params.num_row_tiles * params.num_column_tiles;
-  const int num_clusters = std::min(num_tiles, std::max(1, context.num_sms / kClusterSize));
-  launch(context,
-         linear_wgmma_kernel<T, kRows, kColumns, kClusterRows, kClusterColumns, kIsPingPong>,
-         dim3(static_cast<unsigned>(num_clusters * kClusterSize)), dim3(kWgmmaThreads),
-         Shared::kTotal, x_map, w_map, params);
+  const int num_blocks = std::min(num_tiles, std::max(1, context.num_sms));
+  launch(context, linear_wgmma_kernel<T, kRows, kColumns>, dim3(static_cast<unsigned>(num_blocks)),
+         dim3(kWgmmaThreads), Shared::kTotal, x_map, w_map, params);
 }
 
 void check(const LinearArgs& args) {
@@ -123,25 +118,17 @@ void check(const LinearArgs& args) {
 template <typename T>
 bool launch_config(const LinearArgs& args, const LinearWgmmaConfig& c,
                    const LaunchContext& context) {
-#define CARAVAN_WGMMA_TILE(rows, columns, cluster_rows, cluster_columns, is_ping_pong)         \
-  if (c == LinearWgmmaConfig{rows, columns, cluster_rows, cluster_columns, is_ping_pong}) {    \
-    launch_tile<T, rows, columns, cluster_rows, cluster_columns, is_ping_pong>(args, context); \
-    return true;                                                                               \
+#define CARAVAN_WGMMA_TILE(rows, columns)         \
+  if (c == LinearWgmmaConfig{rows, columns}) {    \
+    launch_tile<T, rows, columns>(args, context); \
+    return true;                                  \
   }
-  CARAVAN_WGMMA_TILE(128, 256, 1, 1, false)
-  CARAVAN_WGMMA_TILE(128, 256, 2, 1, false)
-  CARAVAN_WGMMA_TILE(128, 192, 1, 1, false)
-  CARAVAN_WGMMA_TILE(128, 192, 2, 1, false)
-  CARAVAN_WGMMA_TILE(128, 128, 1, 1, false)
-  CARAVAN_WGMMA_TILE(128, 128, 2, 1, false)
-  CARAVAN_WGMMA_TILE(128, 128, 1, 1, true)
-  CARAVAN_WGMMA_TILE(128, 128, 2, 1, true)
-  CARAVAN_WGMMA_TILE(128, 128, 1, 2, true)
-  CARAVAN_WGMMA_TILE(128, 96, 1, 1, false)
-  CARAVAN_WGMMA_TILE(128, 64, 1, 1, false)
-  CARAVAN_WGMMA_TILE(128, 64, 2, 1, false)
-  CARAVAN_WGMMA_TILE(64, 64, 2, 1, false)
-  CARAVAN_WGMMA_TILE(64, 64, 1, 1, false)
+  CARAVAN_WGMMA_TILE(128, 256)
+  CARAVAN_WGMMA_TILE(128, 192)
+  CARAVAN_WGMMA_TILE(128, 128)
+  CARAVAN_WGMMA_TILE(128, 96)
+  CARAVAN_WGMMA_TILE(128, 64)
+  CARAVAN_WGMMA_TILE(64, 64)
 #undef CARAVAN_WGMMA_TILE
   return false;
 }
@@ -160,9 +147,7 @@ void launch_linear_wgmma_with(const LinearArgs& args, const LinearWgmmaConfig& c
 
 void launch_linear_wgmma(const LinearArgs& args, const LaunchContext& context) {
   launch_linear_wgmma_with(
-      args,
-      choose_wgmma_config(args.num_tokens, args.out_features, args.in_features, context.num_sms),
-      context);
+      args, choose_wgmma_config(args.num_tokens, args.out_features, context.num_sms), context);
 }
 
 }  // namespace caravan::cuda

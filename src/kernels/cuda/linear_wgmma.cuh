@@ -19,11 +19,11 @@ struct LinearWgmmaParams {
   int64_t num_tokens;
   int64_t out_features;
   int32_t num_k_blocks;
-  int32_t num_row_tiles;     // of a cluster
-  int32_t num_column_tiles;  // of a cluster
-  int32_t group_rows;        // row tiles that are walked before the next column tile
-  const float* bias;         // [out_features] or null
-  void* y;                   // [num_tokens, y_stride]
+  int32_t num_row_tiles;
+  int32_t num_column_tiles;
+  int32_t group_rows;  // row tiles that are walked before the next column tile
+  const float* bias;   // [out_features] or null
+  void* y;             // [num_tokens, y_stride]
   int64_t y_stride;
   Activation activation;
   bool is_y_float;
@@ -49,7 +49,7 @@ struct LinearWgmmaShared {
   static constexpr int kStaging = kW + kStages * kBytesW;
   static constexpr int kBias = kStaging + kWgmmaWarps * kStagingBytes;
   static constexpr int kBarriers = kBias + kWgmmaConsumers * kColumns * 4;
-  static constexpr int kEnd = kBarriers + (2 * kStages + kWgmmaConsumers) * 8;
+  static constexpr int kEnd = kBarriers + 2 * kStages * 8;
   static constexpr int kTotal = kEnd + 1024;  // slack for the alignment
   static_assert(kTotal <= 227 * 1024);
 };
@@ -75,6 +75,17 @@ __device__ __forceinline__ WgmmaTile wgmma_tile(const LinearWgmmaParams& p, int3
 /// writes lie in different banks.
 __device__ __forceinline__ uint32_t wgmma_staging(uint32_t staging, int row, int piece) {
   return staging + static_cast<uint32_t>(row * 8 + (piece ^ (row & 3) << 1)) * 16;
+}
+
+// Written as one instruction: the compiler sees that the path for tails does the same, one element
+// at a time, and folds a plain vector store into it.
+__device__ __forceinline__ void store_global_16(void* to, float4 v) {
+  asm volatile("st.global.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(to), "f"(v.x), "f"(v.y), "f"(v.z),
+               "f"(v.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_global_8(void* to, uint32_t a, uint32_t b) {
+  asm volatile("st.global.v2.b32 [%0], {%1,%2};" ::"l"(to), "r"(a), "r"(b) : "memory");
 }
 
 /// y of a warp's 16 rows of kWgmmaChunk columns: shared memory plus bias, activated, rounded. Eight
@@ -109,9 +120,9 @@ __device__ __forceinline__ void store_chunk(const LinearWgmmaParams& p, uint32_t
           if (first + e < p.out_features) to[e] = from_float<Out>(values[e]);
         }
       } else if constexpr (sizeof(Out) == 4) {
-        *reinterpret_cast<float4*>(to) = v;
+        store_global_16(to, v);
       } else {
-        *reinterpret_cast<uint2*>(to) = make_uint2(pack_pair<T>(v.x, v.y), pack_pair<T>(v.z, v.w));
+        store_global_8(to, pack_pair<T>(v.x, v.y), pack_pair<T>(v.z, v.w));
       }
     }
   }
@@ -138,28 +149,18 @@ __device__ __forceinline__ void store_chunk(const LinearWgmmaParams& p, uint32_t
   }
 }
 
-/// x_map: [num_tokens][in_features], box kWgmmaK x kRows / kClusterColumns, 128-byte swizzle.
-/// w_map: [out/8][in/8][64], box 64 x kWgmmaK / 8 x kColumns / 8 / kClusterRows.
-/// Ping-pong: the consumers take tiles in turn, so that one multiplies while the other writes y.
-/// Otherwise both work on one tile: with 128 rows each has 64 of them, with 64 rows half of the
-/// columns.
-template <typename T, int kRows, int kColumns, int kClusterRows, int kClusterColumns,
-          bool kIsPingPong>
-__global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
-    __launch_bounds__(kWgmmaThreads, 1)
-        linear_wgmma_kernel(const __grid_constant__ CUtensorMap x_map,
-                            const __grid_constant__ CUtensorMap w_map,
-                            const __grid_constant__ LinearWgmmaParams p) {
+/// x_map: [num_tokens][in_features], box kWgmmaK x kRows, 128-byte swizzle.
+/// w_map: [out/8][in/8][64], box 64 x kWgmmaK / 8 x kColumns / 8.
+/// With 128 rows a consumer takes 64 of them, with 64 rows half of the columns.
+template <typename T, int kRows, int kColumns>
+__global__ void __launch_bounds__(kWgmmaThreads, 1)
+    linear_wgmma_kernel(const __grid_constant__ CUtensorMap x_map,
+                        const __grid_constant__ CUtensorMap w_map,
+                        const __grid_constant__ LinearWgmmaParams p) {
   using Shared = LinearWgmmaShared<kRows, kColumns>;
   constexpr int kStages = Shared::kStages;
-  constexpr int kClusterSize = kClusterRows * kClusterColumns;
-  constexpr int kPartX = kRows / kClusterColumns;
-  constexpr int kPartW = kColumns / kClusterRows;
-  constexpr bool kSplitsRows = kRows == 128 && !kIsPingPong;
-  constexpr bool kSplitsColumns = kRows == 64 && !kIsPingPong;
-  constexpr int kN = kSplitsColumns ? kColumns / kWgmmaConsumers : kColumns;  // of a consumer
-  constexpr int kBlocks = kIsPingPong ? kRows / 64 : 1;    // of 64 rows, of a consumer
-  constexpr int kReaders = kIsPingPong ? 4 : kWgmmaWarps;  // warps that read a stage
+  constexpr bool kSplitsRows = kRows == 128;
+  constexpr int kN = kSplitsRows ? kColumns : kColumns / kWgmmaConsumers;  // of a consumer
 
   extern __shared__ uint8_t dynamic_shared[];
   const uint32_t base = (shared_address(dynamic_shared) + 1023) & ~1023u;
@@ -167,33 +168,23 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
   const uint32_t w_tiles = base + Shared::kW;
   const uint32_t full = base + Shared::kBarriers;
   const uint32_t empty = full + kStages * 8;
-  const uint32_t turns = empty + kStages * 8;
 
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  const int rank = kClusterSize == 1 ? 0 : static_cast<int>(cluster_rank());
-  const int rank_row = rank % kClusterRows;
-  const int rank_column = rank / kClusterRows;
 
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       mbarrier_init(full + s * 8, 1);
-      // Whoever writes to this block's stages waits for the consumers of all blocks it writes to.
-      mbarrier_init(empty + s * 8, kReaders * (kClusterRows + kClusterColumns - 1));
+      mbarrier_init(empty + s * 8, kWgmmaWarps);
     }
-    for (int c = 0; c < kWgmmaConsumers; ++c) mbarrier_init(turns + c * 8, 1);
     fence_mbarrier_init();
   }
-  if constexpr (kClusterSize == 1) {
-    __syncthreads();
-  } else {
-    cluster_sync();
-  }
+  __syncthreads();
   pdl_launch_dependents();
 
   const int num_tiles = p.num_row_tiles * p.num_column_tiles;
-  const int num_clusters = static_cast<int>(gridDim.x) / kClusterSize;
-  const int first_tile = static_cast<int>(blockIdx.x) / kClusterSize;
+  const int num_blocks = static_cast<int>(gridDim.x);
+  const int first_tile = static_cast<int>(blockIdx.x);
 
   if (warp >= kWgmmaWarps) {
     setmaxnreg_dec<40>();
@@ -202,27 +193,12 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
       prefetch_tensor_map(&x_map);
       const auto load_w = [&](const WgmmaTile& tile, int k, int stage) {
         mbarrier_arrive_expect(full + stage * 8, Shared::kBytesX + Shared::kBytesW);
-        const int core_row =
-            ((tile.column * kClusterColumns + rank_column) * kColumns + rank_row * kPartW) / 8;
-        const uint32_t to = w_tiles + stage * Shared::kBytesW + rank_row * kPartW * 128;
-        if constexpr (kClusterRows == 1) {
-          tensor_copy_3d(to, &w_map, 0, k * (kWgmmaK / 8), core_row, full + stage * 8);
-        } else {
-          const uint16_t mask = ((1 << kClusterRows) - 1) << (rank_column * kClusterRows);
-          tensor_copy_3d_multicast(to, &w_map, 0, k * (kWgmmaK / 8), core_row, full + stage * 8,
-                                   mask);
-        }
+        tensor_copy_3d(w_tiles + stage * Shared::kBytesW, &w_map, 0, k * (kWgmmaK / 8),
+                       tile.column * (kColumns / 8), full + stage * 8);
       };
       const auto load_x = [&](const WgmmaTile& tile, int k, int stage) {
-        const int row = (tile.row * kClusterRows + rank_row) * kRows + rank_column * kPartX;
-        const uint32_t to = x_tiles + stage * Shared::kBytesX + rank_column * kPartX * 128;
-        if constexpr (kClusterColumns == 1) {
-          tensor_copy_2d(to, &x_map, k * kWgmmaK, row, full + stage * 8);
-        } else {
-          uint16_t mask = 0;
-          for (int j = 0; j < kClusterColumns; ++j) mask |= 1 << (j * kClusterRows + rank_row);
-          tensor_copy_2d_multicast(to, &x_map, k * kWgmmaK, row, full + stage * 8, mask);
-        }
+        tensor_copy_2d(x_tiles + stage * Shared::kBytesX, &x_map, k * kWgmmaK, tile.row * kRows,
+                       full + stage * 8);
       };
       // Weights never change: the first stages of W are fetched while the kernel before this one
       // still writes x.
@@ -232,7 +208,7 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
       int stage = 0;
       uint32_t parity = 0;
       int num_done = 0;
-      for (int index = first_tile; index < num_tiles; index += num_clusters) {
+      for (int index = first_tile; index < num_tiles; index += num_blocks) {
         const WgmmaTile tile = wgmma_tile(p, index);
         for (int k = 0; k < p.num_k_blocks; ++k) {
           if (num_done < num_early) {
@@ -261,46 +237,20 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
     float* bias = reinterpret_cast<float*>(
                       dynamic_shared + (base - shared_address(dynamic_shared)) + Shared::kBias) +
                   consumer * kN;
-    // Lane l tells block `target` that this warp has read a stage: first the blocks that share W,
-    // then those that share x.
-    uint32_t target = 0;
-    if (lane < kClusterRows) {
-      target = lane + rank_column * kClusterRows;
-    } else {
-      const int j = lane - kClusterRows;
-      target = rank_row + (j < rank_column ? j : j + 1) * kClusterRows;
-    }
     const auto release = [&](int stage) {
-      if constexpr (kClusterSize == 1) {
-        if (lane == 0) mbarrier_arrive(empty + stage * 8);
-      } else {
-        if (lane < kClusterRows + kClusterColumns - 1) {
-          mbarrier_arrive_cluster(empty + stage * 8, target);
-        }
-      }
+      if (lane == 0) mbarrier_arrive(empty + stage * 8);
     };
     const uint32_t x_offset = kSplitsRows ? consumer * 64 * 128 : 0;
-    const uint32_t w_offset = kSplitsColumns ? consumer * kN * 128 : 0;
+    const uint32_t w_offset = kSplitsRows ? 0 : consumer * kN * 128;
 
     int stage = 0;
     uint32_t parity = 0;
-    const auto skip_tile = [&] {
-      stage += p.num_k_blocks;
-      parity ^= stage / kStages & 1;
-      stage %= kStages;
-    };
-    if (kIsPingPong && consumer == 1) skip_tile();
-    const int first = first_tile + (kIsPingPong ? consumer * num_clusters : 0);
-    const int step = kIsPingPong ? kWgmmaConsumers * num_clusters : num_clusters;
-    // Consumer 0 does not wait for its first turn: a fresh barrier counts as past phase 1.
-    uint32_t turn_parity = consumer == 0 ? 1 : 0;
-    for (int index = first; index < num_tiles; index += step) {
+    for (int index = first_tile; index < num_tiles; index += num_blocks) {
       const WgmmaTile tile = wgmma_tile(p, index);
-      const int64_t row = static_cast<int64_t>(tile.row * kClusterRows + rank_row) * kRows +
+      const int64_t row = static_cast<int64_t>(tile.row) * kRows +
                           (kSplitsRows ? consumer * 64 : 0) + warp % 4 * 16;
       const int64_t column =
-          static_cast<int64_t>(tile.column * kClusterColumns + rank_column) * kColumns +
-          (kSplitsColumns ? consumer * kN : 0);
+          static_cast<int64_t>(tile.column) * kColumns + (kSplitsRows ? 0 : consumer * kN);
       // Asked for now, used after the products.
       constexpr int kBiasPerThread = (kN + 127) / 128;
       float bias_values[kBiasPerThread];
@@ -311,19 +261,10 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
         bias_values[i] = is_used ? __ldg(p.bias + n) : 0.0f;
       }
 
-      float acc[kBlocks][kN / 2];
-      if constexpr (kIsPingPong) {
-        mbarrier_wait(turns + consumer * 8, turn_parity);
-        turn_parity ^= 1;
-      }
+      float acc[kN / 2];
       int last_stage = 0;
       for (int k = 0; k < p.num_k_blocks; ++k) {
         mbarrier_wait(full + stage * 8, parity);
-        // The other consumer's turn. Without turns it could wait for a phase that is two ahead of
-        // the barrier's, which has the parity of one that is complete.
-        if (kIsPingPong && k == p.num_k_blocks - 1 && warp % 4 == 0 && lane == 0) {
-          mbarrier_arrive(turns + (1 - consumer) * 8);
-        }
         const uint64_t a =
             wgmma_descriptor_swizzle128(x_tiles + stage * Shared::kBytesX + x_offset);
         const uint64_t b =
@@ -331,11 +272,7 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
         wgmma_fence();
 #pragma unroll
         for (int i = 0; i < kWgmmaK / 16; ++i) {
-#pragma unroll
-          for (int m = 0; m < kBlocks; ++m) {
-            wgmma_m64k16<T, kN>(acc[m], a + (m * 64 * 128 + i * 32) / 16, b + i * 256 / 16,
-                                k + i > 0 ? 1 : 0);
-          }
+          wgmma_m64k16<T, kN>(acc, a + i * 32 / 16, b + i * 256 / 16, k + i > 0 ? 1 : 0);
         }
         wgmma_commit();
         wgmma_wait<1>();
@@ -348,7 +285,6 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
       }
       wgmma_wait<0>();
       release(last_stage);
-      if (kIsPingPong) skip_tile();
 
       const auto consumer_sync = [&] {
         asm volatile("bar.sync %0, 128;" ::"r"(1 + consumer) : "memory");
@@ -364,14 +300,13 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
       // A loop, so that the code stays small; only the choice of registers is written out for every
       // chunk.
 #pragma unroll 1
-      for (int chunk = 0; chunk < kBlocks * kN / kWgmmaChunk; ++chunk) {
+      for (int chunk = 0; chunk < kN / kWgmmaChunk; ++chunk) {
 #pragma unroll
-        for (int c = 0; c < kBlocks * kN / kWgmmaChunk; ++c) {
+        for (int c = 0; c < kN / kWgmmaChunk; ++c) {
           if (c != chunk) continue;
-          constexpr int kPerBlock = kN / kWgmmaChunk;
 #pragma unroll
           for (int j = 0; j < kWgmmaChunk / 8; ++j) {
-            const float* d = acc[c / kPerBlock] + c % kPerBlock * (kWgmmaChunk / 2) + j * 4;
+            const float* d = acc + c * (kWgmmaChunk / 2) + j * 4;
             const int piece = 2 * j + lane % 4 / 2;
             const uint32_t half = lane % 2 * 8;
             store_shared_8(wgmma_staging(staging, lane / 4, piece) + half, d[0], d[1]);
@@ -379,20 +314,17 @@ __global__ void __cluster_dims__(kClusterRows* kClusterColumns, 1, 1)
           }
         }
         __syncwarp();
-        const int n = chunk % (kN / kWgmmaChunk) * kWgmmaChunk;
-        const int64_t block_row = row + chunk / (kN / kWgmmaChunk) * 64;
+        const int n = chunk * kWgmmaChunk;
         const float4 b = *reinterpret_cast<const float4*>(bias + n + lane % 8 * 4);
         if (p.is_y_float) {
-          store_chunk<T, float>(p, staging, b, block_row, column + n);
+          store_chunk<T, float>(p, staging, b, row, column + n);
         } else {
-          store_chunk<T, T>(p, staging, b, block_row, column + n);
+          store_chunk<T, T>(p, staging, b, row, column + n);
         }
         __syncwarp();
       }
     }
   }
-  // Other blocks still write to this block's shared memory and arrive at its barriers.
-  if constexpr (kClusterSize > 1) cluster_sync();
 }
 
 }  // namespace caravan::cuda

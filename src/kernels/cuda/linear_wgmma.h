@@ -7,16 +7,10 @@
 
 namespace caravan::cuda {
 
-/// Tile of y that one block computes, and the blocks of a cluster: those along the rows share W's
-/// tile, those along the columns share x's tile (each block fetches its part for all of them).
+/// Tile of y that one block computes.
 struct LinearWgmmaConfig {
   int tile_rows = 128;
   int tile_columns = 128;
-  int cluster_rows = 1;
-  int cluster_columns = 1;
-  // A block's two consumers take tiles in turn, one multiplies while the other writes y; otherwise
-  // they share every tile.
-  bool is_ping_pong = false;
   bool operator==(const LinearWgmmaConfig&) const = default;
 };
 
@@ -24,8 +18,7 @@ struct LinearWgmmaConfig {
 std::span<const LinearWgmmaConfig> wgmma_configs();
 
 /// The one that is expected to be the fastest. The result's bits do not depend on it.
-LinearWgmmaConfig choose_wgmma_config(int64_t num_tokens, int64_t out_features, int64_t in_features,
-                                      int num_sms);
+LinearWgmmaConfig choose_wgmma_config(int64_t num_tokens, int64_t out_features, int num_sms);
 
 /// launch_linear_wgmma with a given configuration, for tests and benches. Errors: kUnsupported for
 /// a configuration that is not built.
