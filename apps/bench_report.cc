@@ -108,19 +108,17 @@ Work layer_norm_work(int64_t num_tokens, int64_t hidden_size, DType activation) 
 
 Work attention_decode_work(int64_t num_seqs, int64_t context, int64_t hidden_size, DType activation,
                            DType kv) {
-  const double hidden = to_double(hidden_size);
-  const double cached = to_double(num_seqs) * to_double(context) * hidden;
-  return {
-      .flops = 4 * cached,
-      .bytes = 2 * cached * size_of(kv) + 2 * to_double(num_seqs) * hidden * size_of(activation)};
+  const double rows = to_double(num_seqs) * to_double(hidden_size);
+  const double cached = rows * to_double(context);
+  return {.flops = 4 * cached,
+          .bytes = 2 * cached * size_of(kv) + rows * (4 * size_of(activation) + 2 * size_of(kv))};
 }
 
 Work attention_prefill_work(int64_t num_seqs, int64_t length, int64_t hidden_size, DType activation,
                             DType kv) {
-  const double hidden = to_double(hidden_size);
-  const double tokens = to_double(num_seqs) * to_double(length);
-  return {.flops = 4 * tokens * hidden * (to_double(length) + 1) / 2,
-          .bytes = 2 * tokens * hidden * (size_of(kv) + size_of(activation))};
+  const double rows = to_double(num_seqs) * to_double(length) * to_double(hidden_size);
+  return {.flops = 4 * rows * (to_double(length) + 1) / 2,
+          .bytes = rows * (4 * size_of(activation) + 2 * size_of(kv))};
 }
 
 Work embedding_work(int64_t num_tokens, int64_t hidden_size, DType weight) {

@@ -34,9 +34,10 @@ Work decode_work(const ModelConfig& config, int64_t num_seqs, double context, do
 Work linear_work(int64_t num_tokens, const LinearWeight& weight, DType x, DType y);
 /// x += delta, y = LayerNorm(x): x read and written, delta read, y written.
 Work layer_norm_work(int64_t num_tokens, int64_t hidden_size, DType activation);
+/// One query a sequence: q, k and v read, K and V of the token written, those of the context read.
 Work attention_decode_work(int64_t num_seqs, int64_t context, int64_t hidden_size, DType activation,
                            DType kv);
-/// Causal attention of one prompt of `length` tokens.
+/// Causal attention of prompts of `length` tokens each.
 Work attention_prefill_work(int64_t num_seqs, int64_t length, int64_t hidden_size, DType activation,
                             DType kv);
 Work embedding_work(int64_t num_tokens, int64_t hidden_size, DType weight);

@@ -81,10 +81,11 @@ TEST(BenchReport, KernelWork) {
   EXPECT_DOUBLE_EQ(layer_norm_work(2, 8, DType::kF16).bytes, 16 * (4 + 4 + 2 + 2));
   const Work decode = attention_decode_work(2, 10, 8, DType::kF16, DType::kF16);
   EXPECT_DOUBLE_EQ(decode.flops, 4 * 2 * 10 * 8);
-  EXPECT_DOUBLE_EQ(decode.bytes, 2 * (2 * 10 * 8) * 2 + 2 * 2 * 8 * 2);
+  EXPECT_DOUBLE_EQ(decode.bytes, 2 * (2 * 10 * 8) * 2 + 2 * 8 * (4 * 2 + 2 * 2));
   // Queries at 1, 2 and 3 tokens of context.
   EXPECT_DOUBLE_EQ(attention_prefill_work(1, 3, 8, DType::kF32, DType::kF32).flops, 4 * 8 * 6);
   EXPECT_DOUBLE_EQ(attention_prefill_work(2, 3, 8, DType::kF32, DType::kF32).flops, 8 * 8 * 6);
+  EXPECT_DOUBLE_EQ(attention_prefill_work(2, 3, 8, DType::kF16, DType::kF32).bytes, 48 * 16);
   EXPECT_DOUBLE_EQ(embedding_work(3, 8, DType::kF16).bytes, 24 * (2 + 2 + 4));
 }
 
