@@ -336,6 +336,7 @@ class KernelBench {
     const Buffer out = backend_.allocate(bytes(tokens * hidden, activation_));
     measure(row, static_cast<size_t>(layers.num_layers), [&](size_t copy) {
       ops::attention(backend_, {.qkv = {qkv.data(), activation_, Shape{tokens, 3 * hidden}},
+                                .slot_mapping = tensors.slot_mapping,
                                 .batch = tensors.attention,
                                 .cache = cache.layer(static_cast<int64_t>(copy)),
                                 .scale = config_.attention_scale(0),

@@ -147,8 +147,8 @@ boost::json::object certify(const ModelDir& source, const std::string& engine_pa
   options.max_batch_size = 1;
   options.max_num_logits = 1;
   options.max_seq_len = limit;
-  ModelRunner engine(open_model_dir(engine_path), create_backend(target_backend(build.target, false)),
-                     options);
+  ModelRunner engine(open_model_dir(engine_path),
+                     create_backend(target_backend(build.target, false)), options);
   options.dtype = DType::kF32;
   options.kv_cache_dtype = DType::kF32;
   ModelRunner oracle(source, create_backend({.cpu_isa = "reference"}), options);
@@ -174,7 +174,8 @@ void run_build(const Flags& flags) {
   options.build = flags.build.resolve(dir);
   options.replace = flags.force;
   engine_weight({}, options.build);  // refuses a target or dtype before anything is read
-  const std::unique_ptr<Backend> backend = create_backend(target_backend(options.build.target, true));
+  const std::unique_ptr<Backend> backend =
+      create_backend(target_backend(options.build.target, true));
   options.plan = plan_inputs(dir.config, *backend);
   const auto available = flags.build.available_bytes();
   if (available) {

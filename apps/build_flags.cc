@@ -25,7 +25,10 @@ void BuildFlags::add_to(CLI::App& command) {
       .add_option("--kv-cache-dtype,--kv_cache_dtype", kv_cache_dtype,
                   "float16, bfloat16 or float32; auto: as the weights")
       ->capture_default_str();
-  command.add_option("--target", target, "Device the engine is for: cpu, or sm_80, sm_86, sm_89, sm_90 (NVIDIA GPUs)")->capture_default_str();
+  command
+      .add_option("--target", target,
+                  "Device the engine is for: cpu, or sm_80, sm_86, sm_89, sm_90 (NVIDIA GPUs)")
+      ->capture_default_str();
   command.add_option("--max-batch-size,--max_batch_size", max_batch_size,
                      "Sequences that run at once (default 32)");
   command.add_option("--max-input-len,--max_input_len", max_input_len,
@@ -76,8 +79,7 @@ PlanInputs plan_inputs(const ModelConfig& config, const Backend& backend) {
             options.max_batch_size = build.max_batch_size;
             options.max_num_logits = build.max_batch_size;
             options.max_seq_len = build.max_input_len + build.max_output_len;
-            return ModelRunner::workspace_bytes(config, backend, step_limits(options),
-                                                build.dtype);
+            return ModelRunner::workspace_bytes(config, backend, step_limits(options), build.dtype);
           }};
 }
 

@@ -84,8 +84,7 @@ TEST_P(VariantTest, LogitsMatchFloat64) {
         EXPECT_NEAR(sum, row_sum[p], 1e-4 * magnitude);
         EXPECT_EQ(std::max_element(logits.begin(), logits.end()) - logits.begin(), argmax_all[p]);
         if (p + 1 == ids.size()) {
-          EXPECT_LT(relative_error(logits, doubles(one.at("logits_last"))), 1e-4)
-              << backend.name;
+          EXPECT_LT(relative_error(logits, doubles(one.at("logits_last"))), 1e-4) << backend.name;
         }
       });
     }

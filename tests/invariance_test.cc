@@ -42,9 +42,8 @@ class InvarianceTest : public ::testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
     const std::vector<TestBackend> all = test_backends();
-    const auto found = std::find_if(all.begin(), all.end(), [](const TestBackend& b) {
-      return b.name == GetParam().backend;
-    });
+    const auto found = std::find_if(
+        all.begin(), all.end(), [](const TestBackend& b) { return b.name == GetParam().backend; });
     if (found == all.end()) GTEST_SKIP() << "this machine does not have " << GetParam().backend;
     options_ = found->options;
   }
@@ -183,8 +182,7 @@ TEST(LlmInvarianceTest, CompletionsDoNotDependOnTheBatch) {
   std::vector<SamplingParams> each;
   std::vector<std::vector<int32_t>> wanted;
   const std::string device = tests_run_on_gpu() ? "cuda" : "cpu";
-  Llm one =
-      Llm::open({.model = model, .device = device, .max_batch_size = 1, .max_seq_len = 64});
+  Llm one = Llm::open({.model = model, .device = device, .max_batch_size = 1, .max_seq_len = 64});
   for (const std::string& text : texts) {
     prompts.push_back(one.encode(text));
     each.push_back(params);

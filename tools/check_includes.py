@@ -21,7 +21,8 @@ import sys
 MODULES = {
     "core": [],
     "kernels/cpu": ["core"],
-    "backend": ["core", "kernels/cpu"],
+    "kernels/cuda": ["core"],
+    "backend": ["core", "kernels/cpu", "kernels/cuda"],
     "ops": ["core", "backend/backend.h"],
     "format": ["core"],
     "tokenizer": ["core"],
@@ -53,6 +54,13 @@ THIRD_PARTY = {
     "CLI": ["apps", "tests"],
     "xxhash.h": ["format", "convert"],
     "omp.h": ["core", "kernels/cpu", "backend", "tests"],
+    "dlfcn.h": ["backend", "kernels/cuda", "tests"],
+    # CUDA toolkit
+    "cublasLt.h": ["kernels/cuda", "tests"],
+    "cuda.h": ["kernels/cuda", "tests"],
+    "cuda_bf16.h": ["kernels/cuda", "tests"],
+    "cuda_fp16.h": ["kernels/cuda", "tests"],
+    "cuda_runtime.h": ["backend", "kernels/cuda", "tests"],
     "immintrin.h": ["core", "kernels/cpu"],
     "emmintrin.h": ["kernels/cpu"],
     "cpuid.h": ["kernels/cpu"],
@@ -62,7 +70,7 @@ THIRD_PARTY = {
     "dirent.h": ["core", "convert"],
     "fcntl.h": ["core", "convert"],
     "sched.h": ["kernels/cpu", "backend"],
-    "sys": ["core", "kernels/cpu", "convert", "apps", "tests"],
+    "sys": ["backend", "core", "kernels/cpu", "convert", "apps", "tests"],
     "unistd.h": ["core", "kernels/cpu", "convert", "apps", "tests"],
 }
 

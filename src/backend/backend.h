@@ -57,13 +57,6 @@ struct LinearOp {
   Tensor y;  // [T, Backend::row_stride(out_features) or out_features] of A, or f32 (logits); not x
 };
 
-/// Writes the K and V parts of qkv into the cache.
-struct AppendKvOp {
-  ConstTensor qkv;           // [T, 3 * num_heads * head_dim] of A: q, k, v
-  ConstTensor slot_mapping;  // [T] int64; negative: skipped (padding of a device's batch)
-  KvLayer cache;
-};
-
 /// Which tokens belong to which sequence, and where their context lies.
 struct AttentionBatch {
   ConstTensor query_start;   // [num_seqs + 1] int32
@@ -75,11 +68,13 @@ struct AttentionBatch {
   int64_t max_context_len = 0;  // upper bound of context_lens
 };
 
-/// Causal attention of every token of the batch over its sequence's cached context (its own K and V
-/// appended before). Prefill and decode rows mix freely; one row's arithmetic depends on its own
-/// query and context only.
+/// Writes the K and V parts of qkv into the cache, then computes causal attention of every token of
+/// the batch over its sequence's cached context. Prefill and decode rows mix freely; one row's
+/// arithmetic depends on its own query and context only. The batch's arrays, and the K and V of
+/// earlier tokens, were written before the first operator of the step.
 struct AttentionOp {
-  ConstTensor qkv;  // [T, 3 * num_heads * head_dim] of A: only q is read
+  ConstTensor qkv;           // [T, 3 * num_heads * head_dim] of A: q, k, v
+  ConstTensor slot_mapping;  // [T] int64; negative: not written (padding of a device's batch)
   AttentionBatch batch;
   KvLayer cache;
   float scale = 1.0f;  // applied to q k^T
@@ -184,7 +179,6 @@ class Backend {
   virtual void embedding(const EmbeddingOp& op) = 0;
   virtual void layer_norm(const LayerNormOp& op) = 0;
   virtual void linear(const LinearOp& op) = 0;
-  virtual void append_kv(const AppendKvOp& op) = 0;
   virtual void attention(const AttentionOp& op) = 0;
   virtual void gather_rows(const GatherRowsOp& op) = 0;
 

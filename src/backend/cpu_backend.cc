@@ -146,14 +146,12 @@ class CpuBackend : public Backend {
                      .y = op.y.as<float>()},
                     context_);
   }
-  void append_kv(const AppendKvOp& op) override {
+  void attention(const AttentionOp& op) override {
     kernels_.append_kv({.num_tokens = op.qkv.shape[0],
                         .qkv = op.qkv.as<float>(),
                         .slot_mapping = op.slot_mapping.as<int64_t>(),
                         .cache = op.cache},
                        context_);
-  }
-  void attention(const AttentionOp& op) override {
     kernels_.attention({.num_tokens = op.qkv.shape[0],
                         .num_seqs = op.batch.context_lens.shape[0],
                         .qkv = op.qkv.as<float>(),

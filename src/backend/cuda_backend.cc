@@ -90,7 +90,7 @@ class CudaBackend : public Backend {
     CARAVAN_CUDA_CHECK(cudaSetDevice(device_));
     context_.num_sms = properties.multiProcessorCount;
     context_.compute_capability = options.use_generic_kernels ? 80 : capability_;
-    context_.use_pdl = context_.compute_capability >= 90;
+    context_.use_pdl = context_.compute_capability == 90;
     CARAVAN_CUDA_CHECK(cudaStreamCreateWithFlags(&context_.stream, cudaStreamNonBlocking));
     for (cudaEvent_t& event : events_) {
       CARAVAN_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
@@ -244,13 +244,6 @@ class CudaBackend : public Backend {
                          .y_dtype = op.y.dtype},
                         context_);
   }
-  void append_kv(const AppendKvOp& op) override {
-    cuda::launch_append_kv({.num_tokens = op.qkv.shape[0],
-                            .qkv = op.qkv.data,
-                            .slot_mapping = op.slot_mapping.as<int64_t>(),
-                            .cache = cache_args(op.cache)},
-                           context_);
-  }
   void attention(const AttentionOp& op) override {
     const cuda::AttentionArgs args{.num_tokens = op.qkv.shape[0],
                                    .num_seqs = op.batch.context_lens.shape[0],
@@ -263,11 +256,21 @@ class CudaBackend : public Backend {
                                    .cache = cache_args(op.cache),
                                    .scale = op.scale,
                                    .out = op.out.data,
-                                   .workspace = workspace_.data()};
-    if (!cuda::has_fast_attention(op.cache.dtype, op.cache.head_dim)) {
-      cuda::launch_attention_simple(args, context_);
-    } else if (op.batch.is_decode) {
+                                   .workspace = workspace_.data(),
+                                   .slot_mapping = op.slot_mapping.as<int64_t>(),
+                                   .is_context_settled = true};
+    const bool is_fast = cuda::has_fast_attention(op.cache.dtype, op.cache.head_dim);
+    if (is_fast && op.batch.is_decode) {  // writes K and V itself
       cuda::launch_attention_decode(args, context_);
+      return;
+    }
+    cuda::launch_append_kv({.num_tokens = op.qkv.shape[0],
+                            .qkv = op.qkv.data,
+                            .slot_mapping = op.slot_mapping.as<int64_t>(),
+                            .cache = args.cache},
+                           context_);
+    if (!is_fast) {
+      cuda::launch_attention_simple(args, context_);
     } else {
       cuda::launch_attention_prefill(args, op.batch.query_tiles.as<int32_t>(),
                                      op.batch.query_tiles.shape[0], context_);

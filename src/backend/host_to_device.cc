@@ -65,7 +65,7 @@ void HostToDevice::copy(const void* src, void* dst, size_t num_bytes, cudaStream
   for (Lane& lane : lanes_) CARAVAN_CUDA_CHECK(cudaStreamWaitEvent(lane.stream, before));
   const auto pieces = static_cast<int64_t>((num_bytes + kPieceBytes - 1) / kPieceBytes);
   std::exception_ptr failure;
-#pragma omp parallel num_threads(static_cast<int>(lanes_.size()))
+#pragma omp parallel num_threads(static_cast <int>(lanes_.size()))
   try {
     CARAVAN_CUDA_CHECK(cudaSetDevice(device_));
     Lane& lane = lanes_[static_cast<size_t>(omp_get_thread_num())];

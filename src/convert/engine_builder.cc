@@ -16,10 +16,10 @@ namespace caravan {
 
 namespace {
 
-constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of the source
+constexpr int64_t kPieceBytes = int64_t{8} << 20;   // of the source
 constexpr int64_t kRowMultiple = kCoreOutMultiple;  // whole panels of every layout
 static_assert(kRowMultiple % kPanelWidth == 0);
-constexpr uint64_t kTensorAlignment = 4096;        // a page: tensors can be mapped one by one
+constexpr uint64_t kTensorAlignment = 4096;  // a page: tensors can be mapped one by one
 
 /// Reads one stored tensor after the other and writes it in its engine form.
 class EngineWriter {

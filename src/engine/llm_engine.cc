@@ -71,8 +71,7 @@ bool LlmEngine::launch() {
   return true;
 }
 
-bool LlmEngine::is_finished(Sequence& sequence, size_t token_index,
-                            const OnToken& on_token) const {
+bool LlmEngine::is_finished(Sequence& sequence, size_t token_index, const OnToken& on_token) const {
   const int32_t token = sequence.token_ids[token_index];
   const auto num_output = static_cast<int64_t>(token_index) + 1 - sequence.num_prompt_tokens;
   sequence.last_token = Sequence::Clock::now();

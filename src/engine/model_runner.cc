@@ -28,7 +28,8 @@ DType checked_cache_dtype(const ModelDir& dir, const Backend& backend, const Gpt
 // Decode steps are recorded for these numbers of rows; smaller batches are padded.
 int64_t row_bucket(int64_t num_rows, int64_t limit) {
   int64_t bucket = 1;
-  while (bucket < num_rows) bucket = bucket < 8 ? bucket * 2 : bucket < 64 ? bucket + 8 : bucket + 32;
+  while (bucket < num_rows)
+    bucket = bucket < 8 ? bucket * 2 : bucket < 64 ? bucket + 8 : bucket + 32;
   return std::min(bucket, std::max(num_rows, limit));
 }
 
@@ -93,16 +94,15 @@ ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
   StepLimits limits = step_limits(options);
   limits.max_context_len = max_seq_len_;
   model_.reserve(limits);
-  logits_ = backend_->allocate(static_cast<size_t>(max_num_logits_ * logits_stride_) *
-                               sizeof(float));
+  logits_ =
+      backend_->allocate(static_cast<size_t>(max_num_logits_ * logits_stride_) * sizeof(float));
   row_indices_.resize(static_cast<size_t>(max_num_logits_));
   if (backend_->reads_host_memory()) return;
-  device_batch_.emplace(
-      *backend_, DeviceBatchLimits{
-                     .max_num_tokens = limits.max_num_tokens,
-                     .max_num_seqs = limits.max_num_seqs,
-                     .max_num_logits = limits.max_num_logits,
-                     .max_blocks_per_seq = ceil_div(max_seq_len_, backend_->kv_block_size())});
+  device_batch_.emplace(*backend_, DeviceBatchLimits{.max_num_tokens = limits.max_num_tokens,
+                                                     .max_num_seqs = limits.max_num_seqs,
+                                                     .max_num_logits = limits.max_num_logits,
+                                                     .max_blocks_per_seq = ceil_div(
+                                                         max_seq_len_, backend_->kv_block_size())});
   const size_t tokens_bytes = static_cast<size_t>(max_num_logits_) * sizeof(int32_t);
   device_rows_ = backend_->allocate(tokens_bytes);
   sampled_ = backend_->allocate(tokens_bytes);
@@ -113,8 +113,8 @@ BatchTensors ModelRunner::upload(const Batch& batch, int64_t num_rows, int64_t m
                                  std::span<const RowSampling> sampling) {
   batch.validate(model_.config().vocab_size, max_seq_len_, cache_.num_blocks(), num_sampled_);
   if (!device_batch_) return batch.tensors();
-  BatchTensors tensors =
-      device_batch_->upload(batch, num_rows, max_context_len, sampling.data(), sampling.size_bytes());
+  BatchTensors tensors = device_batch_->upload(batch, num_rows, max_context_len, sampling.data(),
+                                               sampling.size_bytes());
   if (num_sampled_ > 0) tensors.sampled = {sampled_.data(), DType::kI32, Shape{num_sampled_}};
   return tensors;
 }
@@ -191,8 +191,8 @@ void ModelRunner::prepare_seen(std::span<const SampleRequest> requests) {
   });
   const int64_t vocab_size = model_.config().vocab_size;
   if (is_needed && seen_.data() == nullptr) {
-    seen_ = backend_->allocate(
-        static_cast<size_t>(max_batch_size_ * ceil_div(vocab_size, 32)) * sizeof(uint32_t));
+    seen_ = backend_->allocate(static_cast<size_t>(max_batch_size_ * ceil_div(vocab_size, 32)) *
+                               sizeof(uint32_t));
   }
   for (const SampleRequest& r : requests) {
     if (r.params->repetition_penalty == 1.0f || !r.is_first_output) continue;
@@ -223,12 +223,10 @@ void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleReq
   const bool is_decode = batch.is_decode();
   const int64_t num_rows =
       is_decode ? row_bucket(batch.num_seqs(), max_batch_size_) : batch.num_logits();
-  const int64_t max_context_len = is_decode
-                                      ? context_bucket(batch.max_context_len(), max_seq_len_)
-                                      : batch.max_context_len();
+  const int64_t max_context_len =
+      is_decode ? context_bucket(batch.max_context_len(), max_seq_len_) : batch.max_context_len();
   sampling.resize(static_cast<size_t>(num_rows));
-  const BatchTensors tensors =
-      upload(batch, is_decode ? num_rows : 0, max_context_len, sampling);
+  const BatchTensors tensors = upload(batch, is_decode ? num_rows : 0, max_context_len, sampling);
   const auto* rows = static_cast<const RowSampling*>(device_batch_->extra());
   const auto slot = static_cast<uint64_t>(num_launched_) % steps_.size();
   const auto run_step = [&] {

@@ -30,8 +30,8 @@ class Scheduler {
   void add(std::unique_ptr<Sequence> sequence);
 
   /// Fills `batch`; returns the sequences of which the step yields a new token, in the order of the
-  /// batch's logits rows. Advances num_computed of every sequence in the batch. Sequences whose last
-  /// token is on its way take no part, so the batch can be empty.
+  /// batch's logits rows. Advances num_computed of every sequence in the batch. Sequences whose
+  /// last token is on its way take no part, so the batch can be empty.
   std::vector<Sequence*> schedule(Batch& batch);
 
   /// Takes a finished sequence out and frees its blocks.

@@ -49,8 +49,7 @@ void Batch::clear() {
 }
 
 int64_t Batch::max_context_len() const {
-  return context_lens_.empty() ? 0
-                               : *std::max_element(context_lens_.begin(), context_lens_.end());
+  return context_lens_.empty() ? 0 : *std::max_element(context_lens_.begin(), context_lens_.end());
 }
 
 bool Batch::is_decode() const {

@@ -14,7 +14,7 @@ struct BatchTensors {
   ConstTensor positions;     // [T] int32
   ConstTensor slot_mapping;  // [T] int64
   ConstTensor logits_rows;   // [number of sequences that want logits] int32
-  ConstTensor sampled;       // tokens of the step before, int32; data null when no id refers to them
+  ConstTensor sampled;  // tokens of the step before, int32; data null when no id refers to them
   AttentionBatch attention;
 
   int64_t num_tokens() const { return token_ids.shape[0]; }

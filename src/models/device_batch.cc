@@ -84,8 +84,8 @@ BatchTensors DeviceBatch::upload(const Batch& batch, int64_t num_rows, int64_t m
        num_tokens, 0);
   copy(batch.positions_, arena.take<int32_t>(num_tokens, DType::kI32, tokens, t.positions),
        num_tokens, 0);
-  auto* starts = arena.take<int32_t>(num_seqs + 1, DType::kI32, Shape{num_seqs + 1},
-                                     t.attention.query_start);
+  auto* starts =
+      arena.take<int32_t>(num_seqs + 1, DType::kI32, Shape{num_seqs + 1}, t.attention.query_start);
   std::copy(batch.query_start_.begin(), batch.query_start_.end(), starts);
   for (int64_t s = batch.num_seqs() + 1; s <= num_seqs; ++s) starts[s] = starts[s - 1] + 1;
   copy(batch.context_lens_,
@@ -95,23 +95,23 @@ BatchTensors DeviceBatch::upload(const Batch& batch, int64_t num_rows, int64_t m
   auto* tables = arena.take<int32_t>(num_seqs * width, DType::kI32, Shape{num_seqs, width},
                                      t.attention.block_tables);
   for (size_t s = 0; s + 1 < batch.first_block_.size(); ++s) {
-    const auto first = batch.flat_blocks_.begin() + static_cast<std::ptrdiff_t>(batch.first_block_[s]);
+    const auto first =
+        batch.flat_blocks_.begin() + static_cast<std::ptrdiff_t>(batch.first_block_[s]);
     const auto last =
         batch.flat_blocks_.begin() + static_cast<std::ptrdiff_t>(batch.first_block_[s + 1]);
     CARAVAN_CHECK_CODE(last - first <= width, kInternal, "a block table of {} entries, {} reserved",
                        last - first, width);
     std::copy(first, last, tables + static_cast<int64_t>(s) * width);
   }
-  auto* rows =
-      arena.take<int32_t>(num_logits, DType::kI32, Shape{num_logits}, t.logits_rows);
+  auto* rows = arena.take<int32_t>(num_logits, DType::kI32, Shape{num_logits}, t.logits_rows);
   copy(batch.logits_rows_, rows, num_logits, 0);
   const int64_t tile = backend_.query_tile();
   t.attention.is_decode = batch.is_decode();
   t.attention.max_context_len = max_context_len;
   if (!t.attention.is_decode && tile > 0) {
     const int64_t capacity = max_tiles(limits_, tile);
-    auto* tiles = arena.take<int32_t>(2 * capacity, DType::kI32, Shape{0, 2},
-                                      t.attention.query_tiles);
+    auto* tiles =
+        arena.take<int32_t>(2 * capacity, DType::kI32, Shape{0, 2}, t.attention.query_tiles);
     int64_t num_tiles = 0;
     for (int64_t s = 0; s < batch.num_seqs(); ++s) {
       const int64_t num_queries = batch.query_start_[static_cast<size_t>(s) + 1] -
@@ -122,19 +122,6 @@ BatchTensors DeviceBatch::upload(const Batch& batch, int64_t num_rows, int64_t m
         ++num_tiles;
       }
     }
-    // The longest contexts first: the last blocks to run are then the shortest.
-    struct Tile {
-      int32_t seq, query;
-    };
-    auto* first = reinterpret_cast<Tile*>(tiles);
-    std::stable_sort(first, first + num_tiles, [&](const Tile& a, const Tile& b) {
-      const auto end = [&](const Tile& c) {
-        const auto s = static_cast<size_t>(c.seq);
-        return batch.context_lens_[s] - (batch.query_start_[s + 1] - batch.query_start_[s]) +
-               c.query;
-      };
-      return end(a) > end(b);
-    });
     t.attention.query_tiles.shape = Shape{num_tiles, 2};
   }
   ConstTensor extra_tensor;

@@ -62,12 +62,12 @@ class Observation {
 
 /// Where the values of a step of T tokens lie.
 struct Gpt2Model::Activations {
-  Tensor x;         // [T, hidden_size] f32: the residual stream
-  Tensor normed;    // [T, hidden_size] of A; attention's output as well
-  Tensor delta;     // [T, hidden_size] of A: what is added to x next
-  Tensor qkv;       // [T, 3 * hidden_size] of A
-  Tensor inner;     // [T, ffn_size] of A, the same memory
-  void* gathered;   // [max_num_logits, hidden_size] of A
+  Tensor x;        // [T, hidden_size] f32: the residual stream
+  Tensor normed;   // [T, hidden_size] of A; attention's output as well
+  Tensor delta;    // [T, hidden_size] of A: what is added to x next
+  Tensor qkv;      // [T, 3 * hidden_size] of A
+  Tensor inner;    // [T, ffn_size] of A, the same memory
+  void* gathered;  // [max_num_logits, hidden_size] of A
 };
 
 Gpt2Model::Activations Gpt2Model::activations(int64_t num_tokens) const {
@@ -140,8 +140,8 @@ void Gpt2Model::reserve(const StepLimits& limits) {
           limits.max_context_len <= config_.max_seq_len,
       "step limits: {} tokens, {} rows of logits, context {} (the model has {} positions)",
       limits.max_num_tokens, limits.max_num_logits, limits.max_context_len, config_.max_seq_len);
-  activations_ = backend_->allocate(
-      static_cast<size_t>(activation_bytes(config_, limits, activation_dtype_)));
+  activations_ =
+      backend_->allocate(static_cast<size_t>(activation_bytes(config_, limits, activation_dtype_)));
   backend_->reserve_workspace(workspace_spec(config_, limits));
   limits_ = limits;
 }
@@ -191,8 +191,8 @@ void Gpt2Model::forward(const BatchTensors& batch, const KvCache& cache,
     observe(name(i, ".ln_1"), v.normed);
     linear(v.normed, layer.c_attn, Activation::kNone, v.qkv);
     observe(name(i, ".attn.c_attn"), v.qkv);
-    ops::append_kv(backend, {.qkv = v.qkv, .slot_mapping = batch.slot_mapping, .cache = kv});
     ops::attention(backend, {.qkv = v.qkv,
+                             .slot_mapping = batch.slot_mapping,
                              .batch = batch.attention,
                              .cache = kv,
                              .scale = config_.attention_scale(i),

@@ -95,14 +95,13 @@ class Gpt2Model::Loader {
       const int64_t count = is_matrix(spec.role)
                                 ? linear_num_elements(layout, spec.in_features, spec.out_features)
                                 : spec.shape.num_elements();
-      model_.buffers_.push_back(
-          backend_.allocate(static_cast<size_t>(count) * dtype_size(stored)));
+      model_.buffers_.push_back(backend_.allocate(static_cast<size_t>(count) * dtype_size(stored)));
       void* data = model_.buffers_.back().data();
       // Radford et al. 2019: normal of 0.02, here uniform of the same deviation; LayerNorm near 1.
-      const bool is_norm_weight = spec.name.find("ln_") != std::string::npos &&
-                                  spec.name.ends_with(".weight");
-      backend_.fill_random(data, stored, count, is_norm_weight ? 1.0f : 0.0f,
-                           0.02f * 1.7320508f, seed++);
+      const bool is_norm_weight =
+          spec.name.find("ln_") != std::string::npos && spec.name.ends_with(".weight");
+      backend_.fill_random(data, stored, count, is_norm_weight ? 1.0f : 0.0f, 0.02f * 1.7320508f,
+                           seed++);
       add(spec, data, stored, layout);
     }
     assign();
@@ -176,7 +175,7 @@ class Gpt2Model::Loader {
     model_.buffers_.push_back(backend_.allocate(num_bytes));
     void* packed = model_.buffers_.back().data();
     backend_.pack_weight(w.tensor->data(), w.tensor->dtype, w.spec.stored_layout,
-                                 w.spec.in_features, w.spec.out_features, dtype, packed);
+                         w.spec.in_features, w.spec.out_features, dtype, packed);
     add(w.spec, packed, dtype, layout);
   }
 

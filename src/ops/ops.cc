@@ -29,8 +29,8 @@ bool is_weight_dtype(DType dtype) {
 
 void check_weight(const char* op, const LinearWeight& w) {
   CARAVAN_CHECK(w.data != nullptr, "{}: weight is null", op);
-  CARAVAN_CHECK(is_weight_dtype(w.dtype),
-                "{}: weight is {}, expected float32, float16 or bfloat16", op, dtype_name(w.dtype));
+  CARAVAN_CHECK(is_weight_dtype(w.dtype), "{}: weight is {}, expected float32, float16 or bfloat16",
+                op, dtype_name(w.dtype));
   CARAVAN_CHECK(w.in_features > 0 && w.out_features > 0, "{}: weight is {} x {}", op, w.in_features,
                 w.out_features);
 }
@@ -112,18 +112,6 @@ void linear(Backend& backend, const LinearOp& op) {
   backend.linear(op);
 }
 
-void append_kv(Backend& backend, const AppendKvOp& op) {
-  constexpr const char* kOp = "append_kv";
-  check_cache(kOp, op.cache);
-  check_activation(kOp, "qkv", op.qkv, backend);
-  const int64_t num_tokens = check_rows(kOp, "qkv", op.qkv);
-  check(kOp, "qkv", op.qkv, op.qkv.dtype,
-        {num_tokens, 3 * op.cache.num_heads * op.cache.head_dim});
-  check(kOp, "slot_mapping", op.slot_mapping, DType::kI64, {num_tokens});
-  if (num_tokens == 0) return;
-  backend.append_kv(op);
-}
-
 void attention(Backend& backend, const AttentionOp& op) {
   constexpr const char* kOp = "attention";
   check_cache(kOp, op.cache);
@@ -133,6 +121,7 @@ void attention(Backend& backend, const AttentionOp& op) {
   const int64_t num_tokens = check_rows(kOp, "qkv", op.qkv);
   const int64_t num_seqs = check_rows(kOp, "block_tables", batch.block_tables);
   check(kOp, "qkv", op.qkv, op.qkv.dtype, {num_tokens, 3 * hidden_size});
+  check(kOp, "slot_mapping", op.slot_mapping, DType::kI64, {num_tokens});
   check(kOp, "out", op.out, op.qkv.dtype, {num_tokens, hidden_size});
   check(kOp, "query_start", batch.query_start, DType::kI32, {num_seqs + 1});
   check(kOp, "context_lens", batch.context_lens, DType::kI32, {num_seqs});

@@ -23,10 +23,7 @@ void layer_norm(Backend& backend, const LayerNormOp& op);
 /// y = activation(x W + bias). x may not overlap y.
 void linear(Backend& backend, const LinearOp& op);
 
-/// Appends K and V of qkv to one layer's cache.
-void append_kv(Backend& backend, const AppendKvOp& op);
-
-/// out = causal attention of the q part of qkv over the cache.
+/// Appends K and V of qkv to one layer's cache; out = causal attention of the q part over it.
 void attention(Backend& backend, const AttentionOp& op);
 
 /// out[i] = x[rows[i]].

@@ -52,7 +52,8 @@ std::vector<int32_t> random_ids(size_t count, uint32_t seed) {
 std::vector<int32_t> blocks_of(int64_t first, int64_t block_size) {
   std::vector<int32_t> blocks(static_cast<size_t>(ceil_div(kMaxLen, block_size)));
   for (size_t i = 0; i < blocks.size(); ++i) {
-    blocks[i] = static_cast<int32_t>(first * static_cast<int64_t>(blocks.size()) + static_cast<int64_t>(i));
+    blocks[i] =
+        static_cast<int32_t>(first * static_cast<int64_t>(blocks.size()) + static_cast<int64_t>(i));
   }
   return blocks;
 }
@@ -127,8 +128,8 @@ TEST_P(CudaModelTest, BitsAreTheSameInAThousandMixtures) {
         const Running& r = running[in_batch[i]];
         const auto& row = wanted[r.sequence][static_cast<size_t>(r.done - 1)];
         ++num_compared;
-        ASSERT_EQ(0, std::memcmp(row.data(), logits.data() + i * row.size(),
-                                 row.size() * sizeof(float)))
+        ASSERT_EQ(
+            0, std::memcmp(row.data(), logits.data() + i * row.size(), row.size() * sizeof(float)))
             << "step " << num_steps << " of " << batch.num_tokens() << " tokens, "
             << batch.num_seqs() << " sequences; sequence " << r.sequence << ", token "
             << r.done - 1;

@@ -6,8 +6,8 @@ namespace caravan::cuda {
 
 void check_cuda(cudaError_t status, const char* what) {
   if (status == cudaSuccess) return;
-  const ErrorCode code = status == cudaErrorMemoryAllocation ? ErrorCode::kOutOfMemory
-                                                             : ErrorCode::kInternal;
+  const ErrorCode code =
+      status == cudaErrorMemoryAllocation ? ErrorCode::kOutOfMemory : ErrorCode::kInternal;
   throw Error(code, fmt::format("CUDA: {}: {} ({})", what, cudaGetErrorString(status),
                                 cudaGetErrorName(status)));
 }

@@ -1,0 +1,94 @@
+#!/bin/bash
+# Everything that needs an NVIDIA GPU, on the first one of this machine: conformance of every kernel,
+# whole models against the goldens and the oracle, determinism, compute-sanitizer, benches. Each
+# step's output goes to a file; a table of the steps comes last. Exit status 0 when nothing failed.
+# Build first (tools/build.sh cpu, where nvcc is installed).
+# usage: tests/gpu/run_all.sh [-o REPORT_DIR] [STEP...]      (no STEP: all of them)
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+report=build/gpu_report
+if [[ ${1:-} == -o ]]; then
+  report=$2
+  shift 2
+fi
+mkdir -p "$report"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+caravan=build/caravan
+export CARAVAN_QUIET=1
+
+conformance() { build/tests/cuda/cuda_conformance_test; }
+models() { build/tests/cuda/cuda_model_test; }
+goldens() { CARAVAN_TEST_DEVICE=cuda build/tests/golden_test; }
+invariance() { CARAVAN_TEST_DEVICE=cuda build/tests/invariance_test; }
+wikitext() { CARAVAN_TEST_DEVICE=cuda build/tests/wikitext_test; }
+
+# Parity certificates: engines against the oracle, fixed prompts, every layer.
+parity_nano() {
+  local dtype
+  for dtype in float32 float16 bfloat16; do
+    $caravan build --model models/camel-nano --output "$work/nano-$dtype" --target sm_90 \
+      --dtype $dtype --verify || return 1
+  done
+}
+# camel-5b's layers, two of them, against the oracle.
+parity_camel_5b() {
+  $caravan synth --shape custom --n-embd 4096 --n-layer 2 --n-head 32 --n-positions 2048 \
+    --vocab-size 50258 --activation-function gelu --dtype float16 --output "$work/camel-2" &&
+    for dtype in float16 bfloat16; do
+      $caravan build --model "$work/camel-2" --output "$work/camel-2-$dtype" --target sm_90 \
+        --dtype $dtype --max-batch-size 1 --max-input-len 200 --max-output-len 24 --verify || return 1
+    done
+}
+# The program as a user runs it: text of the GPU and of the CPU, a batch of prompts, an error.
+command_line() {
+  local text
+  $caravan build --model models/camel-nano --output "$work/nano" --target sm_90 --dtype float32 || return 1
+  for device in cpu cuda; do
+    text[${#text[@]}]=$($caravan run --model models/camel-nano --device $device --dtype float32 \
+      --prompt "The caravan" --max-output-len 24) || return 1
+  done
+  $caravan run --model "$work/nano" --device cuda --prompt "The caravan" --max-output-len 24 || return 1
+  echo "${text[0]}"
+  [[ ${text[0]} == "${text[1]}" ]] || { echo "the GPU wrote: ${text[1]}"; return 1; }
+  ! $caravan run --model models/camel-nano --device cuda:7 --prompt hi
+}
+# Small shapes: the tools slow kernels down by a factor of 10 to 100.
+sanitize() {
+  local tool=$1 filter=$2
+  CARAVAN_TEST_SCALE=0.02 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+    build/tests/cuda/cuda_conformance_test --gtest_filter="$filter" | tee "$work/log" | tail -n 30
+  local status=${PIPESTATUS[0]}
+  grep "SUMMARY" "$work/log"
+  return "$status"
+}
+memcheck() { sanitize memcheck '*'; }
+racecheck() { sanitize racecheck '*'; }
+
+bench_ceilings_and_latency() {
+  $caravan bench latency --device cuda --random-weights camel-5b --prompt-lens 128,512,2048 \
+    --contexts 512,1500 --batch-sizes 1,2,4,8,16,32,64 --json
+}
+bench_gpt2() {
+  $caravan bench latency --device cuda --random-weights gpt2 --contexts 128,512 --batch-sizes 1,8,32 --json
+}
+bench_prefill_batch() {
+  $caravan bench latency --device cuda --random-weights camel-5b --prompt-lens 512 \
+    --prefill-batch-sizes 1,4,32 --batch-sizes 1 --json
+}
+
+steps=("$@")
+[[ $# -gt 0 ]] || steps=(conformance models goldens invariance wikitext parity_nano parity_camel_5b
+  command_line memcheck racecheck bench_ceilings_and_latency bench_gpt2 bench_prefill_batch)
+table=()
+failed=0
+for step in "${steps[@]}"; do
+  start=$SECONDS
+  if "$step" >"$report/$step.log" 2>&1; then result=passed; else result=FAILED failed=1; fi
+  table+=("$(printf '%-28s %-7s %4d s  %s' "$step" "$result" $((SECONDS - start)) \
+    "$(grep -aE 'PASSED|SUMMARY|verify:' "$report/$step.log" | tail -n 1 | cut -c1-110)")")
+  [[ $result == passed ]] || { echo "== $step"; tail -n 15 "$report/$step.log"; }
+done
+printf '%s\n' "${table[@]}"
+exit $failed
