@@ -326,7 +326,8 @@ class KernelBench {
                                       .max_num_logits = batch.num_logits(),
                                       .max_blocks_per_seq = ceil_div(batch.max_context_len(),
                                                                      backend_.kv_block_size())});
-      tensors = device_batch->upload(batch, 0, batch.max_context_len(), nullptr, 0);
+      tensors = device_batch->prepare(batch, 0, batch.max_context_len(), nullptr, 0, 0);
+      device_batch->copy(0);
     } else {
       tensors = batch.tensors();
     }

@@ -155,7 +155,8 @@ boost::json::object certify(const ModelDir& source, const std::string& engine_pa
   log_info("verify: {} prompts, {} against {}", prompts.size(), engine.backend().description(),
            oracle.backend().description());
   const ParityReport report = measure_parity(oracle, engine, prompts, greedy_len);
-  const ParityTolerances tolerances = parity_tolerances(coarser(build.dtype, build.kv_cache_dtype));
+  const ParityTolerances tolerances = parity_tolerances(
+      coarser(build.dtype, build.kv_cache_dtype), engine.backend().activation_dtype(build.dtype));
   check_parity(report, tolerances);
   log_info(
       "verify: {} positions, logits differ by {:.2e}, KL mean {:.2e} max {:.2e}, same top token "

@@ -17,11 +17,11 @@ struct LlmOptions {
   std::string model;           // Hugging Face, checkpoint or engine directory
   std::string dtype = "auto";  // auto, float32, float16, bfloat16: weights as computed with
   std::string kv_cache_dtype = "auto";  // auto: the weights' dtype
-  std::string device = "cpu";         // cpu, cuda, cuda:N
-  std::string cpu_isa = "auto";       // auto, amx, avx512, avx2, reference
-  std::string cuda_kernels = "auto";  // auto; generic: those of sm_80, whatever the GPU is
-  int num_threads = 0;           // 0: one for each core
-  int64_t max_batch_size = 8;    // sequences that run at once
+  std::string device = "cpu";           // cpu, cuda, cuda:N
+  std::string cpu_isa = "auto";         // auto, amx, avx512, avx2, reference
+  std::string cuda_kernels = "auto";    // auto; generic: those of sm_80, whatever the GPU is
+  int num_threads = 0;                  // 0: one for each core
+  int64_t max_batch_size = 8;           // sequences that run at once
   int64_t max_seq_len = 0;  // prompt + output of one sequence; 0: the model's or engine's limit
   int64_t max_num_batched_tokens = 512;  // tokens of one step; longer prompts go in chunks
 };

@@ -160,7 +160,8 @@ class Backend {
   /// Copies of any size from and to any host memory; `src` may be reused on return.
   virtual void copy_from_host(const void* src, void* dst, size_t num_bytes) = 0;
   virtual void copy_to_host(const void* src, void* dst, size_t num_bytes) = 0;
-  /// Queues a copy from memory of allocate_host(), which must stay as it is until it is done.
+  /// Queues a copy from memory of allocate_host(), which must stay as it is until it is done. Can
+  /// be part of a step that is recorded.
   virtual void copy_from_host_async(const void* src, void* dst, size_t num_bytes) = 0;
   virtual void synchronize() = 0;
 

@@ -109,25 +109,28 @@ ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
   for (Step& step : steps_) step.device_tokens = backend_->allocate_host(tokens_bytes);
 }
 
-BatchTensors ModelRunner::upload(const Batch& batch, int64_t num_rows, int64_t max_context_len,
-                                 std::span<const RowSampling> sampling) {
+BatchTensors ModelRunner::prepare(const Batch& batch, int64_t num_rows, int64_t max_context_len,
+                                  std::span<const RowSampling> sampling) {
   batch.validate(model_.config().vocab_size, max_seq_len_, cache_.num_blocks(), num_sampled_);
   if (!device_batch_) return batch.tensors();
-  BatchTensors tensors = device_batch_->upload(batch, num_rows, max_context_len, sampling.data(),
-                                               sampling.size_bytes());
+  BatchTensors tensors = device_batch_->prepare(batch, num_rows, max_context_len, sampling.data(),
+                                                sampling.size_bytes(), step_slot());
   if (num_sampled_ > 0) tensors.sampled = {sampled_.data(), DType::kI32, Shape{num_sampled_}};
   return tensors;
 }
 
 void ModelRunner::forward(const Batch& batch, const ForwardObserver& observer) {
   num_sampled_ = 0;
-  model_.forward(upload(batch, 0, batch.max_context_len(), {}), cache_, observer);
+  const BatchTensors tensors = prepare(batch, 0, batch.max_context_len(), {});
+  if (device_batch_) device_batch_->copy(step_slot());
+  model_.forward(tensors, cache_, observer);
   if (device_batch_) backend_->synchronize();
 }
 
 std::span<const float> ModelRunner::run(const Batch& batch) {
   num_sampled_ = 0;
-  const BatchTensors tensors = upload(batch, 0, batch.max_context_len(), {});
+  const BatchTensors tensors = prepare(batch, 0, batch.max_context_len(), {});
+  if (device_batch_) device_batch_->copy(step_slot());
   model_.forward(tensors, cache_);
   return compute_logits(tensors.logits_rows);
 }
@@ -226,10 +229,11 @@ void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleReq
   const int64_t max_context_len =
       is_decode ? context_bucket(batch.max_context_len(), max_seq_len_) : batch.max_context_len();
   sampling.resize(static_cast<size_t>(num_rows));
-  const BatchTensors tensors = upload(batch, is_decode ? num_rows : 0, max_context_len, sampling);
+  const BatchTensors tensors = prepare(batch, is_decode ? num_rows : 0, max_context_len, sampling);
   const auto* rows = static_cast<const RowSampling*>(device_batch_->extra());
-  const auto slot = static_cast<uint64_t>(num_launched_) % steps_.size();
+  const int slot = step_slot();
   const auto run_step = [&] {
+    device_batch_->copy(slot);
     BatchTensors step_tensors = tensors;
     // Every id of a recorded step may refer to the tokens of the step before it.
     step_tensors.sampled = {sampled_.data(), DType::kI32, Shape{max_num_logits_}};
@@ -248,9 +252,9 @@ void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleReq
                             .host_tokens = step.device_tokens.as<int32_t>()});
   };
   if (is_decode) {
-    const uint64_t key = static_cast<uint64_t>(num_rows) << 32 |
-                         static_cast<uint64_t>(max_context_len) << 8 | slot << 2 |
-                         (is_greedy ? 2u : 0u) | (has_penalty ? 1u : 0u);
+    const uint64_t key =
+        static_cast<uint64_t>(num_rows) << 32 | static_cast<uint64_t>(max_context_len) << 8 |
+        static_cast<uint64_t>(slot) << 2 | (is_greedy ? 2u : 0u) | (has_penalty ? 1u : 0u);
     backend_->run_captured(key, run_step);
   } else {
     run_step();

@@ -93,8 +93,10 @@ class ModelRunner {
 
   static constexpr uint64_t kRandomSeed = 1;
 
-  BatchTensors upload(const Batch& batch, int64_t num_rows, int64_t max_context_len,
-                      std::span<const RowSampling> sampling);
+  static constexpr int kNumSteps = 2;  // in flight at most
+  int step_slot() const { return static_cast<int>(num_launched_ % kNumSteps); }
+  BatchTensors prepare(const Batch& batch, int64_t num_rows, int64_t max_context_len,
+                       std::span<const RowSampling> sampling);
   std::span<const float> compute_logits(const ConstTensor& rows);
   Tensor logits_tensor(int64_t num_rows) const;
   void launch_on_device(const Batch& batch, std::span<const SampleRequest> requests, Step& step);
@@ -117,7 +119,7 @@ class ModelRunner {
   int64_t num_sampled_ = 0;
   Buffer seen_;  // SampleOp::seen, made when the first request has a repetition penalty
   int64_t max_batch_size_;
-  std::array<Step, 2> steps_;
+  std::array<Step, kNumSteps> steps_;
   int64_t num_launched_ = 0;
   int64_t num_collected_ = 0;
 };

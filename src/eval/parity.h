@@ -39,8 +39,8 @@ struct ParityTolerances {
 };
 
 /// Tolerances of an engine whose coarser of weight and KV cache dtype is `dtype`
-/// (docs/accuracy.md).
-ParityTolerances parity_tolerances(DType dtype);
+/// (docs/accuracy.md); activation_dtype: Backend::activation_dtype, what is rounded on the way.
+ParityTolerances parity_tolerances(DType dtype, DType activation_dtype = DType::kF32);
 
 /// The fixed prompts: lengths 1, 7, 33 and 64 (cut to max_len) of ids that depend on vocab_size
 /// alone, then, with a tokenizer, fixed sentences.

@@ -57,8 +57,8 @@ DeviceBatch::DeviceBatch(Backend& backend, const DeviceBatchLimits& limits)
   host_ = backend.allocate_host(size * kNumSlots);
 }
 
-BatchTensors DeviceBatch::upload(const Batch& batch, int64_t num_rows, int64_t max_context_len,
-                                 const void* extra, size_t extra_bytes) {
+BatchTensors DeviceBatch::prepare(const Batch& batch, int64_t num_rows, int64_t max_context_len,
+                                  const void* extra, size_t extra_bytes, int slot) {
   const int64_t num_seqs = num_rows > 0 ? num_rows : batch.num_seqs();
   const int64_t num_tokens = num_rows > 0 ? num_rows : batch.num_tokens();
   const int64_t num_logits = num_rows > 0 ? num_rows : batch.num_logits();
@@ -69,9 +69,7 @@ BatchTensors DeviceBatch::upload(const Batch& batch, int64_t num_rows, int64_t m
                          extra_bytes <= static_cast<size_t>(num_logits) * kExtraBytesPerRow,
                      kInternal, "a batch of {} tokens of {} sequences, padded to {}",
                      batch.num_tokens(), batch.num_seqs(), num_rows);
-  Arena arena(host_.as<std::byte>() + static_cast<size_t>(next_slot_) * device_.num_bytes(),
-              device_.as<std::byte>());
-  next_slot_ = (next_slot_ + 1) % kNumSlots;
+  Arena arena(host_slot(slot), device_.as<std::byte>());
   BatchTensors t;
   const auto copy = [](const auto& from, auto* to, int64_t size, auto padding) {
     std::copy(from.begin(), from.end(), to);
@@ -129,11 +127,16 @@ BatchTensors DeviceBatch::upload(const Batch& batch, int64_t num_rows, int64_t m
                                            Shape{static_cast<int64_t>(extra_bytes)}, extra_tensor);
   if (extra_bytes > 0) std::memcpy(extra_host, extra, extra_bytes);
   extra_ = extra_tensor.data;
-  backend_.copy_from_host_async(
-      host_.as<std::byte>() +
-          static_cast<size_t>((next_slot_ + kNumSlots - 1) % kNumSlots) * device_.num_bytes(),
-      device_.data(), arena.used());
+  used_[static_cast<size_t>(slot)] = arena.used();
   return t;
+}
+
+void DeviceBatch::copy(int slot) {
+  backend_.copy_from_host_async(host_slot(slot), device_.data(), used_[static_cast<size_t>(slot)]);
+}
+
+std::byte* DeviceBatch::host_slot(int slot) const {
+  return host_.as<std::byte>() + static_cast<size_t>(slot) * device_.num_bytes();
 }
 
 }  // namespace caravan

@@ -25,21 +25,26 @@ class DeviceBatch {
 
   /// Queues the copy of `batch`. num_rows > 0 pads a decode batch to so many sequences of no
   /// context and no cache slot; its logits rows are then all rows. `extra` bytes go along, to an
-  /// address that extra() returns. At most kNumSlots - 1 uploads may be unfinished.
-  BatchTensors upload(const Batch& batch, int64_t num_rows, int64_t max_context_len,
-                      const void* extra, size_t extra_bytes);
+  /// address that extra() returns. `slot` of the pinned memory must not have an unfinished copy.
+  /// The tensors are filled by copy(), which can be part of a recorded step.
+  BatchTensors prepare(const Batch& batch, int64_t num_rows, int64_t max_context_len,
+                       const void* extra, size_t extra_bytes, int slot);
+  /// Queues the copy of what was prepared in `slot` last.
+  void copy(int slot);
   const void* extra() const { return extra_; }
 
-  static constexpr int kNumSlots = 4;
+  static constexpr int kNumSlots = 2;
   /// Room for `extra`, a row of logits.
   static constexpr size_t kExtraBytesPerRow = 64;
 
  private:
+  std::byte* host_slot(int slot) const;
+
   Backend& backend_;
   DeviceBatchLimits limits_;
   Buffer device_;
-  Buffer host_;  // kNumSlots of device_.num_bytes()
-  int next_slot_ = 0;
+  Buffer host_;                           // kNumSlots of device_.num_bytes()
+  std::array<size_t, kNumSlots> used_{};  // bytes of each slot
   const void* extra_ = nullptr;
 };
 

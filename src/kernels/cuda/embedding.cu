@@ -106,6 +106,14 @@ void launch_gather(const GatherRowsArgs& args, const LaunchContext& context) {
          static_cast<Word*>(args.out));
 }
 
+__global__ void __launch_bounds__(256)
+    copy_kernel(const uint4* __restrict__ src, uint4* __restrict__ dst, int64_t count) {
+  pdl_wait();
+  pdl_launch_dependents();
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  if (i < count) dst[i] = src[i];
+}
+
 }  // namespace
 
 void launch_embedding(const EmbeddingArgs& args, const LaunchContext& context) {
@@ -139,6 +147,13 @@ void launch_gather_rows(const GatherRowsArgs& args, const LaunchContext& context
   if (all_multiples_of(16)) return launch_gather<uint4>(args, context);
   if (all_multiples_of(4)) return launch_gather<uint32_t>(args, context);
   launch_gather<uint8_t>(args, context);
+}
+
+void launch_copy(const void* src, void* dst, int64_t num_bytes, const LaunchContext& context) {
+  const int64_t count = (num_bytes + 15) / 16;
+  if (count == 0) return;
+  launch(context, copy_kernel, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0,
+         static_cast<const uint4*>(src), static_cast<uint4*>(dst), count);
 }
 
 }  // namespace caravan::cuda

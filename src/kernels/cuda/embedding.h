@@ -34,6 +34,10 @@ struct GatherRowsArgs {
 };
 void launch_gather_rows(const GatherRowsArgs& args, const LaunchContext& context);
 
+/// dst = src by a kernel, which takes less time inside a recorded step than a copy engine's start;
+/// src may be mapped host memory. Both aligned to 16 bytes, num_bytes rounded up to 16.
+void launch_copy(const void* src, void* dst, int64_t num_bytes, const LaunchContext& context);
+
 /// Packs W from a row-major [out, in] (is_in_out: [in, out]) array into LinearLayout::kCore8x8 (16
 /// bits) or kOutIn (float32) on the device, padding zeroed; src_dtype kF32, kF16 or kBF16 is
 /// rounded to dst_dtype. Requires: dst aligned to 16 bytes.
