@@ -161,6 +161,10 @@ double kl_divergence(std::span<const float> p, std::span<const float> q) {
 }
 
 ParityTolerances parity_tolerances(DType dtype, DType activation_dtype) {
+  // 14 roundings a layer instead of 6: errors grow by sqrt(14 / 6).
+  if (activation_dtype == DType::kF16) {
+    return {.layer_error = 1.6e-2, .kl_mean = 1e-3, .kl_max = 1e-2, .top1_agreement = 0.95};
+  }
   if (activation_dtype == DType::kBF16) {
     return {.layer_error = 8e-2, .kl_mean = 3e-2, .kl_max = 3e-1, .top1_agreement = 0.85};
   }
