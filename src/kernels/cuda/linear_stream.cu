@@ -375,9 +375,11 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * 32, kRows <= 32 ? 2 : 1)
 // widen (q, k, v and the first of the MLP) follow a LayerNorm, whose time a long ring bridges; the
 // others follow a kernel that keeps the memory busy. A decode step of camel-5b at context 512 on an
 // H100, wide and narrow KiB: 108 and 108 3.76 ms (batch 1), 4.42 (8), 6.25 (32); 130, 90 3.74,
-// 4.32, 6.15; 146, 72 3.67, 4.25, 6.17; 150, 60 3.66, 4.23, 6.46; 80, 140 3.73, 4.31, 6.24.
+// 4.32, 6.15; 146, 72 3.67, 4.25, 6.17; 150, 60 3.66, 4.23, 6.46; 80, 140 3.73, 4.31, 6.24. Batch
+// 16: 108, 108 5.02 in an earlier build; 146, 72 5.38.
 int shared_limit(int max_rows, bool is_wide) {
   if (max_rows <= 8) return (is_wide ? 150 : 60) * 1024;
+  if (max_rows <= 16) return 108 * 1024;
   return (is_wide ? 146 : 72) * 1024;
 }
 
