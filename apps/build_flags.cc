@@ -64,7 +64,10 @@ BuildConfig BuildFlags::resolve(const ModelDir& dir) const {
 }
 
 std::optional<int64_t> BuildFlags::available_bytes() const {
-  if (memory == "auto") return available_memory_bytes();
+  if (memory == "auto") {
+    // A GPU's memory is that of the machine the engine will run on.
+    return is_gpu_target(target) ? std::nullopt : available_memory_bytes();
+  }
   return parse_byte_size(memory, "--memory");
 }
 

@@ -25,6 +25,13 @@ DType checked_cache_dtype(const ModelDir& dir, const Backend& backend, const Gpt
   return dtype;
 }
 
+DeviceBatchLimits device_batch_limits(const StepLimits& limits, const Backend& backend) {
+  return {.max_num_tokens = limits.max_num_tokens,
+          .max_num_seqs = limits.max_num_seqs,
+          .max_num_logits = limits.max_num_logits,
+          .max_blocks_per_seq = ceil_div(limits.max_context_len, backend.kv_block_size())};
+}
+
 // Decode steps are recorded for these numbers of rows; smaller batches are padded.
 int64_t row_bucket(int64_t num_rows, int64_t limit) {
   int64_t bucket = 1;
@@ -66,7 +73,14 @@ int64_t ModelRunner::workspace_bytes(const ModelConfig& config, const Backend& b
       static_cast<int64_t>(backend.workspace_bytes(Gpt2Model::workspace_spec(config, limits)));
   const int64_t activations =
       Gpt2Model::activation_bytes(config, limits, backend.activation_dtype(dtype));
-  return checked_add(checked_add(activations, logits, "workspace"), scratch, "workspace");
+  int64_t total = checked_add(checked_add(activations, logits, "workspace"), scratch, "workspace");
+  if (!backend.reads_host_memory()) {
+    const int64_t tokens = 2 * limits.max_num_logits * static_cast<int64_t>(sizeof(int32_t));
+    total += static_cast<int64_t>(DeviceBatch::num_bytes(device_batch_limits(limits, backend),
+                                                         backend.query_tile())) +
+             tokens;
+  }
+  return total;
 }
 
 ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
@@ -98,11 +112,7 @@ ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
       backend_->allocate(static_cast<size_t>(max_num_logits_ * logits_stride_) * sizeof(float));
   row_indices_.resize(static_cast<size_t>(max_num_logits_));
   if (backend_->reads_host_memory()) return;
-  device_batch_.emplace(*backend_, DeviceBatchLimits{.max_num_tokens = limits.max_num_tokens,
-                                                     .max_num_seqs = limits.max_num_seqs,
-                                                     .max_num_logits = limits.max_num_logits,
-                                                     .max_blocks_per_seq = ceil_div(
-                                                         max_seq_len_, backend_->kv_block_size())});
+  device_batch_.emplace(*backend_, device_batch_limits(limits, *backend_));
   const size_t tokens_bytes = static_cast<size_t>(max_num_logits_) * sizeof(int32_t);
   device_rows_ = backend_->allocate(tokens_bytes);
   sampled_ = backend_->allocate(tokens_bytes);

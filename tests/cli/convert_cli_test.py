@@ -48,7 +48,7 @@ def test_refusals(check, work):
     """What is wrong or not there says so, with its exit status."""
     model, out = work / "model", work / "refused"
     build = ["build", "--model", model, "--output", out]
-    check.refuses(78, "sm_90", *build, "--target", "sm_90")
+    check.refuses(78, "sm_70", *build, "--target", "sm_70")
     check.refuses(78, "--world_size 2", *build, "--world_size", "2")
     check.refuses(78, "--max_beam_width 4", *build, "--max_beam_width", "4")
     for flag in ("--int8_kv_cache", "--use_weight_only", "--use_smooth_quant"):
@@ -64,6 +64,22 @@ def test_refusals(check, work):
     check.refuses(66, "no such directory", "inspect", work / "nowhere")
     check.refuses(64, "not a Hugging Face directory", "convert", "-i", work / "c1", "-o", out)
     check.expect(not exists(out) and not exists(f"{out}.partial"), "a refusal left files")
+
+
+def test_gpu_target(check, work):
+    """An engine for GPUs is built without one where the CUDA backend was; else one line says so."""
+    build = ["build", "--model", work / "model", "--output", work / "gpu", "--target", "sm_90"]
+    has_plugin = exists(pathlib.Path(check.program).parent / "libcaravan_cuda.so")
+    if not has_plugin:
+        check.refuses(78, "device cuda", *build)
+        return
+    run_or_die(check.program, *build)
+    config = json.loads((work / "gpu" / "config.json").read_text())["caravan"]
+    layouts = {t.get("layout") for n, t in config["tensors"].items() if "c_attn.weight" in n}
+    check.expect(layouts == {"core8x8"}, f"layouts of a GPU's engine: {layouts}")
+    check.expect(config["build"]["target"] == "sm_90", f"target: {config['build']}")
+    run_engine = ["run", "--model", work / "gpu", "--prompt", "hi", "--device", "cpu"]
+    check.expect(run(check.program, *run_engine).returncode != 0, "a GPU's engine ran on the CPU")
 
 
 def test_plan(check, work):
@@ -119,7 +135,10 @@ def main():
     with tempfile.TemporaryDirectory(prefix="caravan-cli-") as folder:
         work = pathlib.Path(folder)
         synth(check.program, work / "model")
-        for test in (test_spellings, test_refusals, test_plan, test_inspect, test_verify):
+        tests = (
+            test_spellings, test_refusals, test_gpu_target, test_plan, test_inspect, test_verify,
+        )
+        for test in tests:
             test(check, work)
     for failure in check.failures:
         print(failure)
