@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "core/error.h"
+#include "core/split_mix.h"
 #include "kernels/cpu/ceilings.h"
 
 namespace caravan {
@@ -18,12 +19,10 @@ constexpr size_t kCeilingBytes = size_t{1} << 30;
 // Tokens of one block: the 16 lanes along which attention scores are computed.
 constexpr int64_t kKvBlockSize = 16;
 
-// SplitMix64 of seed and index. Source: Steele et al. 2014.
+// Uniform in [-1, 1), of seed and index.
 float random_unit(uint64_t seed, uint64_t index) {
-  uint64_t z = (seed + 1) * 0x9e3779b97f4a7c15ull + (index + 1) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return static_cast<float>((z ^ (z >> 31)) >> 40) * 0x1p-23f - 1.0f;
+  const uint64_t key = (seed + 1) * 0x9e3779b97f4a7c15ull + (index + 1) * 0xbf58476d1ce4e5b9ull;
+  return static_cast<float>(split_mix(key) >> 40) * 0x1p-23f - 1.0f;
 }
 
 class CpuBackend : public Backend {
@@ -67,15 +66,7 @@ class CpuBackend : public Backend {
     if (src_dtype != dtype || reinterpret_cast<uintptr_t>(src) % dtype_size(dtype) != 0) {
       const auto count = static_cast<size_t>(checked_mul(in_features, out_features, "weight"));
       converted = Buffer::host(count * dtype_size(dtype));
-      constexpr size_t kPiece = size_t{1} << 20;
-      const auto pieces = static_cast<int64_t>((count + kPiece - 1) / kPiece);
-#pragma omp parallel for schedule(static)
-      for (int64_t i = 0; i < pieces; ++i) {
-        const size_t begin = static_cast<size_t>(i) * kPiece;
-        convert_elements(static_cast<const std::byte*>(src) + begin * dtype_size(src_dtype),
-                         src_dtype, converted.as<std::byte>() + begin * dtype_size(dtype), dtype,
-                         std::min(kPiece, count - begin));
-      }
+      convert_elements_in_parallel(src, src_dtype, converted.data(), dtype, count);
       src = converted.data();
     }
     pack_linear(src, src_layout, dtype, in_features, out_features, linear_layout(dtype), dst);

@@ -8,6 +8,7 @@
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/progress.h"
+#include "core/split_mix.h"
 #include "format/safetensors.h"
 
 namespace caravan {
@@ -37,16 +38,9 @@ constexpr KnownShape kShapes[] = {
     {"gpt2-xl", 1600, 48, 25, 1024, 50257, "gelu_new"},
 };
 
-// Finalizer of SplitMix64 (Steele, Lea, Flood 2014): every input bit reaches every output bit.
-uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
-
 uint64_t tensor_key(uint64_t seed, std::string_view name) {
-  uint64_t key = mix(seed + 0x9e3779b97f4a7c15ull);
-  for (const char c : name) key = mix(key ^ static_cast<uint8_t>(c)) + 0x9e3779b97f4a7c15ull;
+  uint64_t key = split_mix(seed + 0x9e3779b97f4a7c15ull);
+  for (const char c : name) key = split_mix(key ^ static_cast<uint8_t>(c)) + 0x9e3779b97f4a7c15ull;
   return key;
 }
 
@@ -139,7 +133,7 @@ void synth_values(uint64_t seed, const WeightSpec& spec, int64_t first, int64_t 
   const float mean = is_layer_norm_weight(spec.name) ? 1.0f : 0.0f;
   const auto scale = static_cast<float>(kStandardDeviation / kSumDeviation);
   for (int64_t i = 0; i < count; ++i) {
-    const uint64_t h = mix(key + static_cast<uint64_t>(first + i) * 0x9e3779b97f4a7c15ull);
+    const uint64_t h = split_mix(key + static_cast<uint64_t>(first + i) * 0x9e3779b97f4a7c15ull);
     const auto sum = static_cast<int32_t>((h & 0xffff) + ((h >> 16) & 0xffff) +
                                           ((h >> 32) & 0xffff) + (h >> 48));
     out[i] = mean + static_cast<float>(sum - kSumMean) * scale;

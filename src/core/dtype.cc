@@ -1,5 +1,6 @@
 #include "core/dtype.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/error.h"
@@ -196,6 +197,19 @@ void convert_elements(const void* src, DType src_dtype, void* dst, DType dst_dty
       return;
     default:
       CARAVAN_FAIL(kUnsupported, "cannot convert to {}", dtype_name(dst_dtype));
+  }
+}
+
+void convert_elements_in_parallel(const void* src, DType src_dtype, void* dst, DType dst_dtype,
+                                  size_t count) {
+  constexpr size_t kPiece = size_t{1} << 20;
+  const auto pieces = static_cast<int64_t>((count + kPiece - 1) / kPiece);
+#pragma omp parallel for schedule(static)
+  for (int64_t i = 0; i < pieces; ++i) {
+    const size_t begin = static_cast<size_t>(i) * kPiece;
+    convert_elements(static_cast<const std::byte*>(src) + begin * dtype_size(src_dtype), src_dtype,
+                     static_cast<std::byte*>(dst) + begin * dtype_size(dst_dtype), dst_dtype,
+                     std::min(kPiece, count - begin));
   }
 }
 

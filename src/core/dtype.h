@@ -32,5 +32,8 @@ float load_as_f32(const void* data, DType dtype, size_t i);
 /// dst[i] = src[i] for i < count. src: any DType; dst: kF64, kF32, kF16 or kBF16.
 /// f64 goes through one rounding to f32 first. Errors: kUnsupported for another dst.
 void convert_elements(const void* src, DType src_dtype, void* dst, DType dst_dtype, size_t count);
+/// The same by all threads, for whole weights.
+void convert_elements_in_parallel(const void* src, DType src_dtype, void* dst, DType dst_dtype,
+                                  size_t count);
 
 }  // namespace caravan

@@ -15,15 +15,7 @@ const void* as_dtype(const StoredTensor& tensor, DType dtype, Buffer& storage) {
   const bool is_aligned = reinterpret_cast<uintptr_t>(tensor.data()) % dtype_size(dtype) == 0;
   if (tensor.dtype == dtype && is_aligned) return tensor.data();
   storage = Buffer::host(count * dtype_size(dtype));
-  constexpr size_t kPiece = size_t{1} << 20;
-  const auto pieces = static_cast<int64_t>((count + kPiece - 1) / kPiece);
-#pragma omp parallel for schedule(static)
-  for (int64_t i = 0; i < pieces; ++i) {
-    const size_t begin = static_cast<size_t>(i) * kPiece;
-    convert_elements(tensor.data() + begin * dtype_size(tensor.dtype), tensor.dtype,
-                     storage.as<std::byte>() + begin * dtype_size(dtype), dtype,
-                     std::min(kPiece, count - begin));
-  }
+  convert_elements_in_parallel(tensor.data(), tensor.dtype, storage.data(), dtype, count);
   return storage.data();
 }
 

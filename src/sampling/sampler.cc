@@ -4,24 +4,19 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/split_mix.h"
 
 namespace caravan {
 
 namespace {
-
-uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
 
 constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ull;
 
 }  // namespace
 
 double uniform_random(uint64_t seed, uint64_t counter) {
-  const uint64_t key = mix(seed + kGolden);
-  return static_cast<double>(mix(key + (counter + 1) * kGolden) >> 11) * 0x1.0p-53;
+  const uint64_t key = split_mix(seed + kGolden);
+  return static_cast<double>(split_mix(key + (counter + 1) * kGolden) >> 11) * 0x1.0p-53;
 }
 
 void validate(const SamplingParams& p) {

@@ -86,7 +86,7 @@ inline LaunchContext device_context() {
   CARAVAN_CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
   context.num_sms = properties.multiProcessorCount;
   context.compute_capability = properties.major * 10 + properties.minor;
-  context.use_pdl = properties.major >= 9;
+  context.use_pdl = context.compute_capability == 90;  // as the backend
   CARAVAN_CUDA_CHECK(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking));
   return context;
 }

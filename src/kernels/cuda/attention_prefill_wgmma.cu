@@ -1,11 +1,10 @@
-#include <cuda.h>
-
 #include <algorithm>
 #include <string>
 #include <type_traits>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/attention_partition.cuh"
+#include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/wgmma.cuh"
 
 // attention_prefill.cu on Hopper's own instructions, to the bit: a warp brings K and V by tensor
@@ -454,58 +453,24 @@ __global__ void __launch_bounds__(kWgmmaThreads, 1)
   }
 }
 
-/// Asked of the runtime, so that nothing links with libcuda.
-decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
-  static const auto encoder = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    CARAVAN_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                        cudaEnableDefault, &found));
-    if (found != cudaDriverEntryPointSuccess) {
-      throw_unsupported(
-          "the CUDA driver has no cuTensorMapEncodeTiled: update it to 12.0 or newer");
-    }
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  return encoder;
-}
-
-CUtensorMap make_tensor_map(DType dtype, void* data, int rank, const cuuint64_t* sizes,
-                            const cuuint64_t* strides, const cuuint32_t* box) {
-  const cuuint32_t steps[3] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult result = tensor_map_encoder()(
-      &map,
-      dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-      static_cast<cuuint32_t>(rank), data, sizes, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw_invalid("attention: cuTensorMapEncodeTiled failed with code " + std::to_string(result));
-  }
-  return map;
-}
-
 /// Boxes of 16 tokens by 64 dimensions of a cache; columns beyond head_dim read as zero.
-CUtensorMap make_cache_map(const KvCacheArgs& cache, void* data) {
-  const cuuint64_t sizes[2] = {
-      static_cast<cuuint64_t>(cache.head_dim),
-      static_cast<cuuint64_t>(cache.num_blocks * cache.num_heads * cache.block_size)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(cache.head_dim) * 2};
-  const cuuint32_t box[2] = {kHalfColumns, kCacheBlock};
-  return make_tensor_map(cache.dtype, data, 2, sizes, strides, box);
+CUtensorMap make_cache_map(const KvCacheArgs& cache, const void* data) {
+  const auto head_dim = static_cast<cuuint64_t>(cache.head_dim);
+  const auto num_rows =
+      static_cast<cuuint64_t>(cache.num_blocks * cache.num_heads * cache.block_size);
+  return make_tensor_map(cache.dtype, data, {head_dim, num_rows}, {head_dim * 2},
+                         {kHalfColumns, kCacheBlock}, CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
 /// Boxes of kQueryTile tokens by 64 dimensions of one head; what is beyond head_dim or num_tokens
 /// reads as zero.
 CUtensorMap make_query_map(const AttentionArgs& args) {
-  const KvCacheArgs& cache = args.cache;
-  const cuuint64_t sizes[3] = {static_cast<cuuint64_t>(cache.head_dim),
-                               static_cast<cuuint64_t>(3 * cache.num_heads),
-                               static_cast<cuuint64_t>(args.num_tokens)};
-  const cuuint64_t strides[2] = {sizes[0] * 2, sizes[0] * sizes[1] * 2};
-  const cuuint32_t box[3] = {kHalfColumns, 1, kQueryTile};
-  return make_tensor_map(cache.dtype, const_cast<void*>(args.qkv), 3, sizes, strides, box);
+  const auto head_dim = static_cast<cuuint64_t>(args.cache.head_dim);
+  const auto num_heads = static_cast<cuuint64_t>(3 * args.cache.num_heads);
+  return make_tensor_map(args.cache.dtype, args.qkv,
+                         {head_dim, num_heads, static_cast<cuuint64_t>(args.num_tokens)},
+                         {head_dim * 2, head_dim * num_heads * 2}, {kHalfColumns, 1, kQueryTile},
+                         CU_TENSOR_MAP_SWIZZLE_128B);
 }
 
 template <typename T, int kHeadDim>

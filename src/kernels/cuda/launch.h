@@ -16,7 +16,7 @@ struct LaunchContext {
   cudaStream_t stream = nullptr;
   int num_sms = 0;
   int compute_capability = 0;  // 90 for Hopper
-  bool use_pdl = false;        // programmatic dependent launch: Hopper and newer
+  bool use_pdl = false;        // programmatic dependent launch: compute_capability 90
 };
 
 /// Throws kInternal (kOutOfMemory for an allocation) with the runtime's words.

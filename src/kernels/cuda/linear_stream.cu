@@ -1,11 +1,10 @@
-#include <cuda.h>
-
 #include <algorithm>
 #include <string>
 
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 namespace caravan::cuda {
 
@@ -389,38 +388,6 @@ int shared_limit(int max_rows, bool is_wide) {
 // 88.2, 88.2 %; 64 rows 67.9, 76.6, 76.6 %, not measured.
 constexpr int min_stages(int rows) { return rows == 16 ? 6 : 3; }
 
-decltype(&cuTensorMapEncodeTiled) encode_tiled() {
-  static const auto function = [] {
-    void* address = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    CARAVAN_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &address, 12000,
-                                                        cudaEnableDefault, &found));
-    if (found != cudaDriverEntryPointSuccess) {
-      throw_unsupported(
-          "this driver has no cuTensorMapEncodeTiled; install one for CUDA 12 or newer");
-    }
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(address);
-  }();
-  return function;
-}
-
-CUtensorMap make_map(DType dtype, const void* data, const cuuint64_t (&sizes)[3],
-                     const cuuint64_t (&strides)[2], const cuuint32_t (&box)[3],
-                     CUtensorMapSwizzle swizzle) {
-  CUtensorMap map;
-  const cuuint32_t steps[3] = {1, 1, 1};
-  const CUresult status = encode_tiled()(
-      &map,
-      dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
-      const_cast<void*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (status != CUDA_SUCCESS) {
-    throw_invalid("launch_linear_stream: cuTensorMapEncodeTiled failed with status " +
-                  std::to_string(static_cast<int>(status)));
-  }
-  return map;
-}
-
 template <typename T, int kRows>
 void launch_rows(const LinearArgs& args, const LaunchContext& context) {
   StreamParams p;
@@ -456,22 +423,22 @@ void launch_rows(const LinearArgs& args, const LaunchContext& context) {
   const uint64_t num_strips = static_cast<uint64_t>(args.out_features + kCoreOutMultiple - 1) /
                               kCoreOutMultiple * (kCoreOutMultiple / 8);
   const auto stage_pieces = static_cast<cuuint32_t>(p.stage_pieces);
-  p.weight_map =
-      make_map(args.dtype, args.weight, {64, padded_in / 8, num_strips}, {128, padded_in * 16},
-               {64, stage_pieces * (kPieceK / 8), 2}, CU_TENSOR_MAP_SWIZZLE_NONE);
+  p.weight_map = make_tensor_map(args.dtype, args.weight, {64, padded_in / 8, num_strips},
+                                 {128, padded_in * 16}, {64, stage_pieces * (kPieceK / 8), 2},
+                                 CU_TENSOR_MAP_SWIZZLE_NONE);
   // What lies outside a map reads as zero: rows beyond num_tokens and k beyond in_features, for
   // which the planes of 64 k must not run into the next row.
   const auto in_features = static_cast<uint64_t>(args.in_features);
   const auto num_tokens = static_cast<uint64_t>(args.num_tokens);
   p.x_is_flat = in_features % kPieceK != 0;
   if (p.x_is_flat) {
-    p.x_map = make_map(args.dtype, args.x, {in_features, num_tokens, 1},
-                       {in_features * 2, in_features * 2 * num_tokens}, {kPieceK, kRows, 1},
-                       CU_TENSOR_MAP_SWIZZLE_128B);
+    p.x_map = make_tensor_map(args.dtype, args.x, {in_features, num_tokens, 1},
+                              {in_features * 2, in_features * 2 * num_tokens}, {kPieceK, kRows, 1},
+                              CU_TENSOR_MAP_SWIZZLE_128B);
   } else {
-    p.x_map = make_map(args.dtype, args.x, {kPieceK, num_tokens, in_features / kPieceK},
-                       {in_features * 2, kXRowBytes}, {kPieceK, kRows, stage_pieces},
-                       CU_TENSOR_MAP_SWIZZLE_128B);
+    p.x_map = make_tensor_map(args.dtype, args.x, {kPieceK, num_tokens, in_features / kPieceK},
+                              {in_features * 2, kXRowBytes}, {kPieceK, kRows, stage_pieces},
+                              CU_TENSOR_MAP_SWIZZLE_128B);
   }
   launch(context, linear_stream_kernel<T, kRows>, dim3(num_blocks), dim3((num_warps + 1) * 32),
          1024 + p.num_stages * (p.stage_pieces * piece_bytes + 16), p);

@@ -1,76 +1,31 @@
 #include "kernels/cuda/linear_wgmma.h"
 
-#include <cuda.h>
-
 #include <algorithm>
 #include <string>
 
 #include "core/linear_layout.h"
+#include "core/tensor.h"
 #include "kernels/cuda/linear_wgmma.cuh"
+#include "kernels/cuda/tensor_map.h"
 
 namespace caravan::cuda {
 
 namespace {
 
-constexpr int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-constexpr int64_t ceil_div(int64_t value, int64_t divisor) {
-  return (value + divisor - 1) / divisor;
-}
-
-/// Asked of the runtime, so that nothing links with libcuda.
-decltype(&cuTensorMapEncodeTiled) tensor_map_encoder() {
-  static const auto encoder = [] {
-    void* function = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    CARAVAN_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                        cudaEnableDefault, &found));
-    if (found != cudaDriverEntryPointSuccess) {
-      throw_unsupported(
-          "the CUDA driver has no cuTensorMapEncodeTiled: update it to 12.0 or newer");
-    }
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(function);
-  }();
-  return encoder;
-}
-
-CUtensorMap make_tensor_map(DType dtype, const void* data, int rank, const cuuint64_t* sizes,
-                            const cuuint64_t* strides, const cuuint32_t* box,
-                            CUtensorMapSwizzle swizzle) {
-  const CUtensorMapDataType type =
-      dtype == DType::kF16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-  const cuuint32_t steps[3] = {1, 1, 1};
-  CUtensorMap map;
-  const CUresult result =
-      tensor_map_encoder()(&map, type, static_cast<cuuint32_t>(rank), const_cast<void*>(data),
-                           sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    throw_invalid("cuTensorMapEncodeTiled failed with code " + std::to_string(result));
-  }
-  return map;
-}
-
 template <typename T, int kRows, int kColumns>
 void launch_tile(const LinearArgs& args, const LaunchContext& context) {
   using Shared = LinearWgmmaShared<kRows, kColumns>;
 
-  const cuuint64_t x_sizes[2] = {static_cast<cuuint64_t>(args.in_features),
-                                 static_cast<cuuint64_t>(args.num_tokens)};
-  const cuuint64_t x_strides[1] = {x_sizes[0] * 2};
-  const cuuint32_t x_box[2] = {kWgmmaK, kRows};
+  const auto in_features = static_cast<cuuint64_t>(args.in_features);
   const CUtensorMap x_map =
-      make_tensor_map(args.dtype, args.x, 2, x_sizes, x_strides, x_box, CU_TENSOR_MAP_SWIZZLE_128B);
+      make_tensor_map(args.dtype, args.x, {in_features, static_cast<cuuint64_t>(args.num_tokens)},
+                      {in_features * 2}, {kWgmmaK, kRows}, CU_TENSOR_MAP_SWIZZLE_128B);
 
-  const int64_t padded_in = round_up(args.in_features, kCoreInMultiple);
-  const int64_t padded_out = round_up(args.out_features, kCoreOutMultiple);
-  const cuuint64_t w_sizes[3] = {64, static_cast<cuuint64_t>(padded_in / 8),
-                                 static_cast<cuuint64_t>(padded_out / 8)};
-  const cuuint64_t w_strides[2] = {128, static_cast<cuuint64_t>(padded_in) * 16};
-  const cuuint32_t w_box[3] = {64, kWgmmaK / 8, kColumns / 8};
-  const CUtensorMap w_map = make_tensor_map(args.dtype, args.weight, 3, w_sizes, w_strides, w_box,
-                                            CU_TENSOR_MAP_SWIZZLE_NONE);
+  const auto padded_in = static_cast<cuuint64_t>(round_up(args.in_features, kCoreInMultiple));
+  const auto padded_out = static_cast<cuuint64_t>(round_up(args.out_features, kCoreOutMultiple));
+  const CUtensorMap w_map = make_tensor_map(
+      args.dtype, args.weight, {64, padded_in / 8, padded_out / 8}, {128, padded_in * 16},
+      {64, kWgmmaK / 8, kColumns / 8}, CU_TENSOR_MAP_SWIZZLE_NONE);
 
   LinearWgmmaParams params{};
   params.num_tokens = args.num_tokens;

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <limits>
 
+#include "core/tensor.h"
 #include "kernels/cuda/linear_wgmma.h"
 
 namespace caravan::cuda {
@@ -9,8 +10,6 @@ namespace {
 
 constexpr LinearWgmmaConfig kConfigs[] = {{128, 256}, {128, 192}, {128, 128},
                                           {128, 96},  {128, 64},  {64, 64}};
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /// Microseconds of 64 k of one tile on every SM, writing y included. H100 at its power limit,
 /// camel-5b's four shapes at T = 512 and 2048 (64 x 64: 128), time / waves / (in / 64):

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "core/linear_layout.h"
+#include "core/tensor.h"
 #include "kernels/cuda/embedding.h"
 #include "kernels/cuda/ptx.cuh"
 
@@ -9,9 +11,6 @@ namespace caravan::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// LinearLayout::kCore8x8 (core/linear_layout.h): [out_padded/8][in_padded/8][8 out][8 in].
-constexpr int64_t kOutMultiple = 128;
-constexpr int64_t kInMultiple = 64;
 
 struct PackParams {
   int64_t in_features;
@@ -21,9 +20,6 @@ struct PackParams {
   bool is_vector;  // rows of src are whole 16-byte vectors
 };
 
-int64_t round_up(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
 bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 // Same dtype: the bits, NaN payloads included.
@@ -67,9 +63,9 @@ template <typename Src, typename Dst>
 __global__ void __launch_bounds__(kThreads) pack_weight_out_in_kernel(const PackParams p) {
   pdl_launch_dependents();
   pdl_wait();
-  const int64_t chunks_per_row = (p.in_features + kInMultiple - 1) / kInMultiple * 8;
-  const int64_t num_chunks =
-      (p.out_features + kOutMultiple - 1) / kOutMultiple * kOutMultiple * chunks_per_row;
+  const int64_t chunks_per_row = (p.in_features + kCoreInMultiple - 1) / kCoreInMultiple * 8;
+  const int64_t num_chunks = (p.out_features + kCoreOutMultiple - 1) / kCoreOutMultiple *
+                             kCoreOutMultiple * chunks_per_row;
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < num_chunks;
        i += step) {
@@ -116,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) pack_weight_in_out_kernel(const Pack
   }
   __syncthreads();
   if constexpr (sizeof(Dst) == 2) {
-    const int64_t chunks_per_row = (p.in_features + kInMultiple - 1) / kInMultiple * 8;
+    const int64_t chunks_per_row = (p.in_features + kCoreInMultiple - 1) / kCoreInMultiple * 8;
 #pragma unroll
     for (int part = 0; part < kTile * kTile / 8 / kThreads; ++part) {
       const int i = part * kThreads + static_cast<int>(threadIdx.x);
@@ -162,7 +158,8 @@ void launch_pack(const PackWeightArgs& args, const LaunchContext& context) {
   const dim3 persistent(static_cast<unsigned>(context.num_sms * 8));
   if (args.is_in_out) {
     constexpr bool kIsPadded = sizeof(Dst) == 2;
-    const int64_t out = kIsPadded ? round_up(args.out_features, kOutMultiple) : args.out_features;
+    const int64_t out =
+        kIsPadded ? round_up(args.out_features, kCoreOutMultiple) : args.out_features;
     const dim3 grid(static_cast<unsigned>((args.in_features + kTile - 1) / kTile),
                     static_cast<unsigned>((out + kTile - 1) / kTile));
     launch(context, pack_weight_in_out_kernel<Src, Dst>, grid, dim3(kThreads), 0, params);
