@@ -53,6 +53,29 @@ TEST(DTypeTest, Float16RoundsToNearestEven) {
   EXPECT_EQ(f32_to_f16(1.0f + 3 * std::ldexp(1.0f, -11)), 0x3c02);  // tie, even above
 }
 
+TEST(DTypeTest, Float8RoundsToTheNearestCode) {
+  EXPECT_EQ(f8e4m3_to_f32(0x01), std::ldexp(1.0f, -9));
+  EXPECT_EQ(f8e4m3_to_f32(0x08), std::ldexp(1.0f, -6));
+  EXPECT_EQ(f8e4m3_to_f32(0x38), 1.0f);
+  EXPECT_EQ(f8e4m3_to_f32(0xfe), -448.0f);
+  EXPECT_TRUE(std::isnan(f8e4m3_to_f32(0x7f)));
+  EXPECT_TRUE(std::isnan(f8e4m3_to_f32(f32_to_f8e4m3(std::nanf("")))));
+  EXPECT_EQ(f32_to_f8e4m3(INFINITY), 0x7e);
+  EXPECT_EQ(f32_to_f8e4m3(-1e9f), 0xfe);
+  EXPECT_EQ(f32_to_f8e4m3(std::ldexp(1.0f, -10)), 0x00);  // half of the smallest: to even
+  for (int code = 0; code < 0x7e; ++code) {
+    const float low = f8e4m3_to_f32(static_cast<uint8_t>(code));
+    const float high = f8e4m3_to_f32(static_cast<uint8_t>(code + 1));
+    ASSERT_LT(low, high);
+    const float middle = (low + high) / 2;
+    EXPECT_EQ(f32_to_f8e4m3(low), code);
+    EXPECT_EQ(f32_to_f8e4m3(-high), (code + 1) | 0x80);
+    EXPECT_EQ(f32_to_f8e4m3(std::nextafter(middle, 0.0f)), code);
+    EXPECT_EQ(f32_to_f8e4m3(std::nextafter(middle, 1000.0f)), code + 1);
+    EXPECT_EQ(f32_to_f8e4m3(middle), code % 2 == 0 ? code : code + 1);
+  }
+}
+
 TEST(DTypeTest, Bfloat16RoundsToNearestEvenAndKeepsNan) {
   EXPECT_EQ(f32_to_bf16(1.0f), 0x3f80);
   EXPECT_EQ(f32_to_bf16(1.0f + std::ldexp(1.0f, -8)), 0x3f80);

@@ -19,6 +19,7 @@ size_t dtype_size(DType dtype) {
     case DType::kBF16:
     case DType::kI16:
       return 2;
+    case DType::kF8E4M3:
     case DType::kI8:
     case DType::kU8:
     case DType::kBool:
@@ -37,6 +38,8 @@ const char* dtype_name(DType dtype) {
       return "float16";
     case DType::kBF16:
       return "bfloat16";
+    case DType::kF8E4M3:
+      return "float8_e4m3fn";
     case DType::kI64:
       return "int64";
     case DType::kI32:
@@ -58,6 +61,9 @@ std::optional<DType> parse_dtype(std::string_view name) {
   if (name == "float32" || name == "float" || name == "fp32" || name == "F32") return DType::kF32;
   if (name == "float16" || name == "half" || name == "fp16" || name == "F16") return DType::kF16;
   if (name == "bfloat16" || name == "bf16" || name == "BF16") return DType::kBF16;
+  if (name == "float8_e4m3fn" || name == "fp8" || name == "fp8_e4m3" || name == "F8_E4M3") {
+    return DType::kF8E4M3;
+  }
   if (name == "int64" || name == "long" || name == "I64") return DType::kI64;
   if (name == "int32" || name == "int" || name == "I32") return DType::kI32;
   if (name == "int16" || name == "short" || name == "I16") return DType::kI16;
@@ -134,6 +140,41 @@ float bf16_to_f32(uint16_t bits) {
   return value;
 }
 
+uint8_t f32_to_f8e4m3(float value) {
+  uint32_t x;
+  std::memcpy(&x, &value, 4);
+  const auto sign = static_cast<uint8_t>((x >> 24) & 0x80u);
+  x &= 0x7fffffffu;
+  if (x > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);
+  if (x >= 0x43e00000u) return static_cast<uint8_t>(sign | 0x7eu);  // 448 and more
+  if (x < 0x3c800000u) {                                            // subnormal: multiples of 2^-9
+    float magnitude;
+    std::memcpy(&magnitude, &x, 4);
+    // Adding 1.5 * 2^14 leaves multiples of 2^-9, rounded to nearest even.
+    const float shifted = magnitude + 24576.0f;
+    uint32_t bits;
+    std::memcpy(&bits, &shifted, 4);
+    return static_cast<uint8_t>(sign | (bits & 0xfu));
+  }
+  const uint32_t odd = (x >> 20) & 1u;
+  x += 0x7ffffu + odd - (120u << 23);
+  return static_cast<uint8_t>(sign | std::min(x >> 20, 0x7eu));
+}
+
+float f8e4m3_to_f32(uint8_t bits) {
+  const uint32_t magnitude = bits & 0x7fu;
+  // Exponent and mantissa in a float's place, 2^-120 too small: exact, subnormals included.
+  uint32_t x = magnitude << 20;
+  float value;
+  std::memcpy(&value, &x, 4);
+  value *= 0x1p120f;
+  std::memcpy(&x, &value, 4);
+  if (magnitude == 0x7fu) x = 0x7fc00000u;
+  x |= static_cast<uint32_t>(bits & 0x80u) << 24;
+  std::memcpy(&value, &x, 4);
+  return value;
+}
+
 namespace {
 
 template <typename T>
@@ -155,6 +196,8 @@ float load_as_f32(const void* data, DType dtype, size_t i) {
       return f16_to_f32(load<uint16_t>(data, i));
     case DType::kBF16:
       return bf16_to_f32(load<uint16_t>(data, i));
+    case DType::kF8E4M3:
+      return f8e4m3_to_f32(load<uint8_t>(data, i));
     case DType::kI64:
       return static_cast<float>(load<int64_t>(data, i));
     case DType::kI32:

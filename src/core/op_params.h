@@ -72,16 +72,25 @@ struct LinearParams {
 /// One layer of the paged KV cache. Slot s is token s % block_size of block s / block_size.
 /// K of a block is [num_heads][head_dim][block_size] (transposed, so that scores run along tokens),
 /// V is [num_heads][block_size][head_dim].
+/// kI8 and kF8E4M3 elements stand for element * scale of their head, and are written as
+/// x * (1 / scale), rounded to nearest even and clamped to +-127 or +-448.
 /// Requires: block_size % 16 == 0 for the fast kernels.
 struct KvLayer {
   void* k = nullptr;  // [num_blocks, num_heads, head_dim, block_size]
   void* v = nullptr;  // [num_blocks, num_heads, block_size, head_dim]
   DType dtype = DType::kF32;
+  const float* k_scale = nullptr;  // [num_heads], where the kernels read; null for other dtypes
+  const float* v_scale = nullptr;
   int64_t num_blocks = 0;
   int64_t block_size = 0;
   int64_t num_heads = 0;
   int64_t head_dim = 0;
 };
+
+/// True for the KV cache dtypes that need scales.
+constexpr bool is_quantized_kv(DType dtype) {
+  return dtype == DType::kI8 || dtype == DType::kF8E4M3;
+}
 
 /// Writes the K and V parts of qkv into the cache.
 struct AppendKvParams {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "backend/backend.h"
 #include "core/op_params.h"
@@ -9,6 +10,15 @@
 
 namespace caravan {
 
+/// What the elements of a quantized KV cache are multiplied with: one number for each head of each
+/// layer, for K and for V.
+struct KvScales {
+  std::vector<float> k;  // [num_layers, num_heads], each finite and > 0
+  std::vector<float> v;
+
+  bool is_empty() const { return k.empty() && v.empty(); }
+};
+
 /// The paged KV cache of every layer, one allocation. Block b holds tokens of one sequence in every
 /// layer at once.
 class KvCache {
@@ -16,8 +26,10 @@ class KvCache {
   /// Bytes of one block in all layers: 2 (K, V) * layers * block_size * hidden_size * dtype.
   static int64_t block_bytes(const ModelConfig& config, DType dtype, int64_t block_size);
 
-  /// dtype: kF32, kF16 or kBF16. Errors: kOutOfMemory.
-  KvCache(Backend& backend, const ModelConfig& config, DType dtype, int64_t num_blocks);
+  /// dtype: kF32, kF16, kBF16, or with scales kI8 or kF8E4M3. Errors: kOutOfMemory;
+  /// kInvalidArgument when a quantized dtype comes without scales of every layer and head.
+  KvCache(Backend& backend, const ModelConfig& config, DType dtype, int64_t num_blocks,
+          const KvScales& scales = {});
 
   int64_t num_blocks() const { return num_blocks_; }
   int64_t block_size() const { return block_size_; }
@@ -32,6 +44,7 @@ class KvCache {
   int64_t num_heads_;
   int64_t head_dim_;
   Buffer buffer_;
+  Buffer scales_;  // [num_layers, 2 (K, V), num_heads] f32; empty unless quantized
 };
 
 }  // namespace caravan
