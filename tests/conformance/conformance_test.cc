@@ -278,7 +278,13 @@ TEST(AppendKvConformance, WritesTheReferencesBytes) {
       const size_t num_bytes = static_cast<size_t>(64 * hidden) * dtype_size(dtype);
       const auto run = [&](const CpuKernels& kernels) {
         std::vector<char> bytes(2 * num_bytes, '\x5a');
-        const KvLayer cache{bytes.data(), bytes.data() + num_bytes, dtype, 4, 16, heads, head_dim};
+        const KvLayer cache{.k = bytes.data(),
+                            .v = bytes.data() + num_bytes,
+                            .dtype = dtype,
+                            .num_blocks = 4,
+                            .block_size = 16,
+                            .num_heads = heads,
+                            .head_dim = head_dim};
         Runner(kernels, 2).append_kv({tokens, qkv.data(), slots.data(), cache});
         return bytes;
       };

@@ -186,7 +186,13 @@ AttentionData::AttentionData(const AttentionCase& c) : case_(c) {
   const size_t elements = static_cast<size_t>(num_blocks * c.block_size * hidden);
   k_ = nan_bytes(elements * dtype_size(c.dtype));
   v_ = nan_bytes(elements * dtype_size(c.dtype));
-  cache_ = {k_.data(), v_.data(), c.dtype, num_blocks, c.block_size, c.num_heads, c.head_dim};
+  cache_ = {.k = k_.data(),
+            .v = v_.data(),
+            .dtype = c.dtype,
+            .num_blocks = num_blocks,
+            .block_size = c.block_size,
+            .num_heads = c.num_heads,
+            .head_dim = c.head_dim};
   int32_t next = static_cast<int32_t>(num_blocks);
   for (size_t s = 0; s < c.seqs.size(); ++s) {
     const int64_t tokens = c.seqs[s].context_len;
