@@ -55,7 +55,8 @@ ParityReport measure_parity(ModelRunner& oracle, ModelRunner& engine,
 /// The certificate as `build --verify` stores it.
 boost::json::object parity_json(const ParityReport& report, const ParityTolerances& tolerances);
 
-/// Errors: kUnsupported naming the first figure beyond its tolerance.
+/// Errors: kUnsupported naming the first figure beyond its tolerance; top1_agreement's is a rate,
+/// which the positions of the report sample: three standard deviations are added.
 void check_parity(const ParityReport& report, const ParityTolerances& tolerances);
 
 /// KL(softmax(p) || softmax(q)) in double, never negative beyond rounding.

@@ -94,5 +94,19 @@ TEST(CheckParity, NanFails) {
   EXPECT_THROW(check_parity(report, parity_tolerances(DType::kBF16)), Error);
 }
 
+TEST(CheckParity, TopTokensMayDifferAsOftenAsChanceExplains) {
+  const ParityTolerances tolerances = parity_tolerances(DType::kF16);  // a rate of 0.05
+  ParityReport report;
+  const auto differing = [&](int64_t count, int64_t positions) -> const ParityReport& {
+    report.num_positions = positions;
+    report.top1_agreement = 1 - static_cast<double>(count) / static_cast<double>(positions);
+    return report;
+  };
+  EXPECT_NO_THROW(check_parity(differing(6, 48), tolerances));  // 2.4 + 3 * 1.51 = 6.9
+  EXPECT_THROW(check_parity(differing(7, 48), tolerances), Error);
+  EXPECT_NO_THROW(check_parity(differing(225, 4096), tolerances));  // 204.8 + 3 * 13.9 = 246.6
+  EXPECT_THROW(check_parity(differing(247, 4096), tolerances), Error);
+}
+
 }  // namespace
 }  // namespace caravan
