@@ -53,6 +53,9 @@ THIRD_PARTY = {
     "boost/json": ["core"],
     "CLI": ["apps", "tests"],
     "xxhash.h": ["format", "convert"],
+    "snappy.h": ["format"],
+    "zlib.h": ["format"],
+    "zstd.h": ["format"],
     "omp.h": ["core", "kernels/cpu", "backend", "tests"],
     "dlfcn.h": ["backend", "kernels/cuda", "tests"],
     # CUDA toolkit

@@ -6,6 +6,7 @@ set -euo pipefail
 build_packages=(
   g++ cmake ninja-build ccache pkg-config python3
   libboost1.81-dev libcli11-dev libfmt-dev libxxhash-dev libgtest-dev
+  libsnappy-dev libzstd-dev zlib1g-dev    # compressed Parquet files
 )
 test_packages=(
   git                                     # checks of the tree
