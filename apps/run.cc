@@ -5,11 +5,11 @@
 #include <numeric>
 
 #include "apps/commands.h"
-#include "apps/jsonl.h"
 #include "apps/model_flags.h"
 #include "apps/speed.h"
 #include "caravan/llm.h"
 #include "core/error.h"
+#include "core/jsonl.h"
 #include "core/log.h"
 #include "engine/llm_opener.h"
 #include "engine/prompt_template.h"

@@ -3,10 +3,10 @@
 #include <memory>
 
 #include "apps/commands.h"
-#include "apps/jsonl.h"
 #include "apps/model_flags.h"
 #include "backend/create_backend.h"
 #include "core/error.h"
+#include "core/jsonl.h"
 #include "eval/score.h"
 #include "format/model_dir.h"
 #include "tokenizer/tokenizer.h"

@@ -8,9 +8,9 @@
 #include <optional>
 
 #include "apps/commands.h"
-#include "apps/jsonl.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/jsonl.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
 

@@ -11,6 +11,7 @@
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/json.h"
+#include "core/jsonl.h"
 #include "core/linear_layout.h"
 #include "core/mapped_file.h"
 #include "core/tensor.h"
@@ -179,6 +180,49 @@ TEST_F(AtomicFileTest, DirectoryTakesThePlaceOfAnother) {
   EXPECT_TRUE(fs::exists(path("d/new")));
   EXPECT_FALSE(fs::exists(path("d/old")));
   EXPECT_FALSE(fs::exists(directory.work_path()));
+}
+
+/// What the Error says that `call` throws; "" when it throws none.
+template <typename Call>
+std::string message_of(const Call& call) {
+  try {
+    call();
+  } catch (const Error& e) {
+    return e.what();
+  }
+  return {};
+}
+
+TEST_F(AtomicFileTest, JsonLinesNameTheirLine) {
+  std::ofstream(path("rows")) << "{\"a\": 1}\n\n  \r\n{\"ids\": [3, -1]}";
+  std::vector<std::string> places;
+  for_each_json_line(path("rows"), [&](const boost::json::object&, const std::string& where) {
+    places.push_back(where);
+  });
+  EXPECT_EQ(places, (std::vector<std::string>{path("rows") + ":1", path("rows") + ":4"}));
+  const auto read_ids = [](const boost::json::object& row, const std::string& where) {
+    if (row.contains("ids")) token_ids_of(row.at("ids"), where, "output_ids");
+  };
+  EXPECT_EQ(message_of([&] { for_each_json_line(path("rows"), read_ids); }),
+            path("rows") + ":4: \"output_ids\"[1] is -1, expected a token id");
+  std::ofstream(path("array")) << "{}\n[1]\n";
+  EXPECT_EQ(message_of([&] { for_each_json_line(path("array"), read_ids); }),
+            path("array") + ":2: expected a JSON object");
+  EXPECT_THROW(for_each_json_line(path("none"), read_ids), Error);
+  EXPECT_THROW(for_each_json_line(path_.string(), read_ids), Error);  // a directory
+}
+
+TEST_F(AtomicFileTest, JsonLinesAreBounded) {
+  {
+    std::ofstream file(path("long"));
+    file << "{\"a\": \"" << std::string(kMaxJsonLineBytes - 8, 'x')
+         << "\"}\n";  // one byte too many
+  }
+  int64_t num_rows = 0;
+  const auto count = [&](const boost::json::object&, const std::string&) { ++num_rows; };
+  EXPECT_EQ(message_of([&] { for_each_json_line(path("long"), count); }),
+            path("long") + ":1: the line has more than 67108864 bytes; is this JSON Lines?");
+  EXPECT_EQ(num_rows, 0);
 }
 
 TEST_F(AtomicFileTest, MappedFileChecksRanges) {
