@@ -75,11 +75,14 @@ int run(int argc, char** argv) {
   add_inspect_command(app);
   add_tokenize_command(app);
   add_score_command(app);
+  add_rouge_command(app);
   add_synth_command(app);
   add_bench_command(app);
   set_environment_names(app);
   try {
     app.parse(argc, argv);
+  } catch (const CLI::RuntimeError& e) {
+    return e.get_exit_code();  // 1: a command did its work and what it checks did not pass
   } catch (const CLI::ParseError& e) {
     return app.exit(e) == 0 ? 0 : 64;
   }
