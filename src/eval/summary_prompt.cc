@@ -1,0 +1,168 @@
+#include "eval/summary_prompt.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "core/error.h"
+#include "core/json.h"
+#include "engine/prompt_template.h"
+#include "tokenizer/utf8.h"
+
+namespace caravan {
+
+namespace {
+
+// What Python's str.isspace() is true for (Unicode 15, bidirectional types WS, B and S, and Zs).
+bool is_python_space(uint32_t c) {
+  return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
+         c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
+         c == 0x205f || c == 0x3000;
+}
+
+std::string_view strip_left(std::string_view text) {
+  while (!text.empty()) {
+    const Utf8Char c = decode_utf8(text, 0);
+    if (c.state != Utf8Char::State::kValid || !is_python_space(c.code_point)) break;
+    text.remove_prefix(c.num_bytes);
+  }
+  return text;
+}
+
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  std::string out;
+  size_t begin = 0;
+  for (size_t at; (at = text.find(from, begin)) != std::string::npos; begin = at + from.size()) {
+    out.append(text, begin, at - begin);
+    out.append(to);
+  }
+  if (begin == 0) return;
+  out.append(text, begin);
+  text = std::move(out);
+}
+
+/// The tokens of an encoding that lie within the article: [first, last).
+struct ArticleTokens {
+  size_t first = 0;
+  size_t last = 0;
+};
+
+ArticleTokens find_article(const Tokenizer& tokenizer, const std::vector<int32_t>& ids,
+                           const SummaryPrompt& prompt) {
+  size_t num_bytes = 0;
+  for (const int32_t id : ids) num_bytes += tokenizer.token_bytes(id).size();
+  // A tokenizer with add_prefix_space puts one byte in front of the text.
+  const size_t num_added = num_bytes - prompt.text.size();
+  CARAVAN_CHECK_CODE(num_bytes >= prompt.text.size() && num_added <= 1, kUnsupported,
+                     "a text of {} bytes became tokens of {} bytes: this tokenizer changes what it "
+                     "encodes, so prompts cannot be cut",
+                     prompt.text.size(), num_bytes);
+  const size_t article_begin = prompt.prefix_bytes == 0 ? 0 : prompt.prefix_bytes + num_added;
+  const size_t article_end = num_bytes - prompt.suffix_bytes;
+  ArticleTokens tokens{ids.size(), 0};
+  size_t offset = 0;
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const size_t end = offset + tokenizer.token_bytes(ids[i]).size();
+    if (offset >= article_begin && end <= article_end) {
+      tokens.first = std::min(tokens.first, i);
+      tokens.last = i + 1;
+    }
+    offset = end;
+  }
+  tokens.first = std::min(tokens.first, tokens.last);
+  return tokens;
+}
+
+}  // namespace
+
+SummaryPrompt tldr_prompt(std::string_view article) {
+  SummaryPrompt prompt;
+  prompt.text = std::string(strip_left(article));
+  const std::string_view suffix = prompt.text.empty() ? "TL;DR:" : " TL;DR:";
+  prompt.text += suffix;
+  prompt.suffix_bytes = suffix.size();
+  replace_all(prompt.text, " n't", "n't");  // neither begins nor ends in the suffix
+  return prompt;
+}
+
+SummaryPrompt camel_summary_prompt(std::string_view instruction, std::string_view article) {
+  constexpr std::string_view kSuffix = "\n\n### Response:";
+  SummaryPrompt prompt;
+  prompt.text = camel_prompt(instruction, article);
+  prompt.suffix_bytes = kSuffix.size();
+  prompt.prefix_bytes = prompt.text.size() - kSuffix.size() - article.size();
+  return prompt;
+}
+
+std::optional<Overflow> parse_overflow(std::string_view name) {
+  if (name == "head") return Overflow::kHead;
+  if (name == "tail") return Overflow::kTail;
+  if (name == "middle") return Overflow::kMiddle;
+  return std::nullopt;
+}
+
+FittedPrompt fit_prompt(const Tokenizer& tokenizer, const SummaryPrompt& prompt, int64_t max_tokens,
+                        Overflow overflow) {
+  FittedPrompt fitted{tokenizer.encode(prompt.text), 0};
+  const auto num_tokens = static_cast<int64_t>(fitted.ids.size());
+  if (num_tokens <= max_tokens) return fitted;
+  const ArticleTokens article = find_article(tokenizer, fitted.ids, prompt);
+  const auto num_article = static_cast<int64_t>(article.last - article.first);
+  fitted.num_dropped = num_tokens - max_tokens;
+  CARAVAN_CHECK(fitted.num_dropped <= num_article,
+                "the prompt around the article has {} tokens, at most {} are allowed: shorten the "
+                "instruction or raise --max-input-len",
+                num_tokens - num_article, max_tokens);
+  const int64_t num_kept = num_article - fitted.num_dropped;
+  int64_t first = static_cast<int64_t>(article.first);  // of those that are left out
+  if (overflow == Overflow::kTail) first += num_kept;
+  if (overflow == Overflow::kMiddle) first += (num_kept + 1) / 2;
+  fitted.ids.erase(fitted.ids.begin() + first, fitted.ids.begin() + first + fitted.num_dropped);
+  return fitted;
+}
+
+Trtllm2023Prompts trtllm_2023_prompts(const Tokenizer& tokenizer, std::string_view text,
+                                      int64_t max_length) {
+  std::vector<int32_t> all = tokenizer.encode(text, {.parse_special = true});
+  const auto last_923 = [](std::vector<int32_t> ids) {
+    const auto num_cut =
+        std::max<int64_t>(0, static_cast<int64_t>(ids.size()) - kTrtllm2023MaxInputLen);
+    ids.erase(ids.begin(), ids.begin() + num_cut);
+    return ids;
+  };
+  Trtllm2023Prompts prompts;
+  prompts.ids = last_923(all);
+  prompts.num_dropped = static_cast<int64_t>(all.size() - prompts.ids.size());
+  if (max_length >= 0 && static_cast<int64_t>(all.size()) > max_length) {
+    all.resize(static_cast<size_t>(max_length));
+  }
+  prompts.hf_ids = last_923(std::move(all));
+  return prompts;
+}
+
+int64_t model_max_length(const std::string& tokenizer_directory) {
+  constexpr size_t kMaxBytes = size_t{64} << 20;
+  constexpr double kNoLimit = 1e9;  // transformers writes int(1e30) for "none"
+  const std::string path = tokenizer_directory + "/tokenizer_config.json";
+  if (!std::filesystem::exists(path)) return -1;
+  const boost::json::value config = parse_json_file(path, kMaxBytes);
+  CARAVAN_CHECK_CODE(config.is_object(), kCorrupt, "{}: expected a JSON object", path);
+  const boost::json::value* length = config.get_object().if_contains("model_max_length");
+  if (length == nullptr || length->is_null()) return -1;
+  boost::json::error_code error;
+  const auto value = length->to_number<double>(error);
+  CARAVAN_CHECK_CODE(!error && value >= 1, kCorrupt,
+                     "{}: \"model_max_length\" is {}, expected a positive number", path,
+                     printable(boost::json::serialize(*length)));
+  return value < kNoLimit ? static_cast<int64_t>(value) : -1;
+}
+
+std::string clean_up_tokenization(std::string text) {
+  constexpr std::pair<const char*, const char*> kSteps[] = {
+      {" .", "."},     {" ?", "?"},   {" !", "!"},   {" ,", ","},     {" ' ", "'"},
+      {" n't", "n't"}, {" 'm", "'m"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}};
+  for (const auto& [from, to] : kSteps) replace_all(text, from, to);
+  return text;
+}
+
+}  // namespace caravan
