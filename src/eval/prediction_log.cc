@@ -47,13 +47,6 @@ PredictionLog::PredictionLog(const std::string& path, Mode mode, const std::stri
 void PredictionLog::resume(std::span<const SummaryItem> items) {
   const std::string text = read_text_file(path_, kMaxFileBytes);
   const size_t whole = text.rfind('\n') == std::string::npos ? 0 : text.rfind('\n') + 1;
-  if (whole < text.size()) {
-    log_warning("{}: its last line is unfinished and is made again", path_);
-    std::error_code error;
-    fs::resize_file(path_, whole, error);
-    CARAVAN_CHECK_CODE(!error, kIo, "{}: {}", path_, error.message());
-  }
-  if (whole == 0) return;
   std::string_view rest(text.data(), whole);
   for (size_t i = 0; !rest.empty(); ++i) {
     const std::string where = fmt::format("{}:{}", path_, i + 1);
@@ -65,6 +58,13 @@ void PredictionLog::resume(std::span<const SummaryItem> items) {
                   "another --output",
                   where, printable(settings), digest_);
   }
+  if (whole < text.size()) {
+    log_warning("{}: its last line is unfinished and is made again", path_);
+    std::error_code error;
+    fs::resize_file(path_, whole, error);
+    CARAVAN_CHECK_CODE(!error, kIo, "{}: {}", path_, error.message());
+  }
+  if (whole == 0) return;
   finished_ = read_predictions(path_);
   CARAVAN_CHECK(finished_.size() <= items.size(), "{}: {} lines, this run has {} articles", path_,
                 finished_.size(), items.size());
