@@ -75,6 +75,8 @@ int run(int argc, char** argv) {
   add_inspect_command(app);
   add_tokenize_command(app);
   add_score_command(app);
+  add_perplexity_command(app);
+  add_lambada_command(app);
   add_rouge_command(app);
   add_summarize_command(app);
   add_synth_command(app);

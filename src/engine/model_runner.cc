@@ -146,16 +146,26 @@ std::span<const float> ModelRunner::run(const Batch& batch) {
 }
 
 std::span<const float> ModelRunner::logits(int64_t first_row, int64_t num_rows) {
+  check_logits_rows(num_rows);
+  const std::span<int32_t> rows(row_indices_.data(), static_cast<size_t>(num_rows));
+  std::iota(rows.begin(), rows.end(), static_cast<int32_t>(first_row));
+  return logits(rows);
+}
+
+std::span<const float> ModelRunner::logits(std::span<const int32_t> rows) {
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  check_logits_rows(num_rows);
+  const void* data = rows.data();
+  if (device_batch_) {
+    data = device_rows_.data();
+    backend_->copy_from_host(rows.data(), device_rows_.data(), rows.size_bytes());
+  }
+  return compute_logits({data, DType::kI32, Shape{num_rows}});
+}
+
+void ModelRunner::check_logits_rows(int64_t num_rows) const {
   CARAVAN_CHECK(num_rows >= 0 && num_rows <= max_num_logits_,
                 "logits of {} rows wanted, at most {} were reserved", num_rows, max_num_logits_);
-  std::iota(row_indices_.begin(), row_indices_.end(), static_cast<int32_t>(first_row));
-  const void* rows = row_indices_.data();
-  if (device_batch_) {
-    rows = device_rows_.data();
-    backend_->copy_from_host(row_indices_.data(), device_rows_.data(),
-                             static_cast<size_t>(num_rows) * sizeof(int32_t));
-  }
-  return compute_logits({rows, DType::kI32, Shape{num_rows}});
 }
 
 Tensor ModelRunner::logits_tensor(int64_t num_rows) const {

@@ -64,6 +64,8 @@ class ModelRunner {
   /// Logits [num_rows, vocab_size] of tokens first_row... of the last forward pass, valid until the
   /// next call. num_rows <= max_num_logits().
   std::span<const float> logits(int64_t first_row, int64_t num_rows);
+  /// The same of any of its tokens, in the order of `rows`.
+  std::span<const float> logits(std::span<const int32_t> rows);
 
   const Gpt2Model& model() const { return model_; }
   const Backend& backend() const { return *backend_; }
@@ -99,6 +101,7 @@ class ModelRunner {
                        std::span<const RowSampling> sampling);
   std::span<const float> compute_logits(const ConstTensor& rows);
   Tensor logits_tensor(int64_t num_rows) const;
+  void check_logits_rows(int64_t num_rows) const;
   void launch_on_device(const Batch& batch, std::span<const SampleRequest> requests, Step& step);
   void prepare_seen(std::span<const SampleRequest> requests);
 

@@ -6,7 +6,7 @@
 #include <numeric>
 
 #include "core/error.h"
-#include "eval/score.h"
+#include "eval/distributions.h"
 #include "sampling/sampler.h"
 
 namespace caravan {
@@ -147,18 +147,6 @@ class PromptComparison {
 };
 
 }  // namespace
-
-double kl_divergence(std::span<const float> p, std::span<const float> q) {
-  const double p_sum = logsumexp(p);
-  const double q_sum = logsumexp(q);
-  double kl = 0;
-  for (size_t i = 0; i < p.size(); ++i) {
-    const double p_log = static_cast<double>(p[i]) - p_sum;
-    const double q_log = static_cast<double>(q[i]) - q_sum;
-    kl += std::exp(p_log) * (p_log - q_log);
-  }
-  return kl;
-}
 
 ParityTolerances parity_tolerances(DType dtype, DType activation_dtype) {
   // 14 roundings a layer instead of 6: errors grow by sqrt(14 / 6).

@@ -59,8 +59,4 @@ boost::json::object parity_json(const ParityReport& report, const ParityToleranc
 /// which the positions of the report sample: three standard deviations are added.
 void check_parity(const ParityReport& report, const ParityTolerances& tolerances);
 
-/// KL(softmax(p) || softmax(q)) in double, never negative beyond rounding.
-/// p, q: logits of equal length.
-double kl_divergence(std::span<const float> p, std::span<const float> q);
-
 }  // namespace caravan

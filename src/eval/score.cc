@@ -1,19 +1,12 @@
 #include "eval/score.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
 
 #include "core/error.h"
+#include "eval/distributions.h"
 
 namespace caravan {
-
-double logsumexp(std::span<const float> logits) {
-  const float largest = *std::max_element(logits.begin(), logits.end());
-  double sum = 0;
-  for (const float logit : logits) sum += std::exp(logit - largest);
-  return static_cast<double>(largest) + std::log(sum);
-}
 
 namespace {
 
@@ -35,53 +28,109 @@ std::vector<std::pair<int32_t, float>> most_likely(std::span<const float> logits
 }  // namespace
 
 Scorer::Scorer(ModelRunner& runner) : runner_(runner), batch_(runner.cache().block_size()) {
-  block_table_.resize(static_cast<size_t>(std::min(
-      runner.cache().num_blocks(), ceil_div(runner.max_seq_len(), runner.cache().block_size()))));
-  std::iota(block_table_.begin(), block_table_.end(), 0);
-  logsumexps_.resize(static_cast<size_t>(runner.max_num_logits()));
+  const int64_t num_blocks = runner.cache().num_blocks();
+  const int64_t blocks_per_seq =
+      std::min(num_blocks, ceil_div(runner.max_seq_len(), runner.cache().block_size()));
+  const int64_t num_seqs =
+      std::min(num_blocks / blocks_per_seq, runner.model().limits().max_num_seqs);
+  block_tables_.resize(static_cast<size_t>(num_seqs));
+  int32_t next = 0;
+  for (std::vector<int32_t>& table : block_tables_) {
+    table.resize(static_cast<size_t>(blocks_per_seq));
+    std::iota(table.begin(), table.end(), next);
+    next += static_cast<int32_t>(blocks_per_seq);
+  }
 }
 
-Score Scorer::score(std::span<const int32_t> ids, int num_top, const OnLogits& on_logits) {
+void Scorer::check(const ScoreRequest& request) const {
   const int64_t vocab_size = runner_.model().config().vocab_size;
-  const auto num_tokens = static_cast<int64_t>(ids.size());
+  const auto num_tokens = static_cast<int64_t>(request.ids.size());
   CARAVAN_CHECK(num_tokens >= 1 && num_tokens <= runner_.max_seq_len(),
                 "{} tokens to score, expected 1 to {}", num_tokens, runner_.max_seq_len());
-  for (const int32_t id : ids) {
+  for (const int32_t id : request.ids) {
     CARAVAN_CHECK(id >= 0 && id < vocab_size, "token id {} is outside the vocabulary of {}", id,
                   vocab_size);
   }
+  CARAVAN_CHECK(0 <= request.first_row && request.first_row <= request.end_row &&
+                    request.end_row <= num_tokens,
+                "rows {} to {} of {} tokens are wanted", request.first_row, request.end_row,
+                num_tokens);
+}
+
+void Scorer::run(std::span<const ScoreRequest> requests, const OnRows& on_rows) {
+  for (const ScoreRequest& request : requests) check(request);
+  const int64_t max_step = runner_.model().limits().max_num_tokens;
+  std::vector<WantedRow> wanted;
+  size_t next = 0;   // the first request that is not done
+  int64_t done = 0;  // its tokens that are in the cache
+  while (next < requests.size()) {
+    batch_.clear();
+    wanted.clear();
+    // Only the last sequence of a step can be cut, so the requests from `next` on are in the cache
+    // one after the other and never more of them than there are tables.
+    const size_t last = std::min(requests.size(), next + block_tables_.size());
+    while (next < last && batch_.num_tokens() < max_step) {
+      const ScoreRequest& request = requests[next];
+      const auto num_tokens = static_cast<int64_t>(request.ids.size());
+      const int64_t count = std::min(num_tokens - done, max_step - batch_.num_tokens());
+      const int64_t offset = batch_.num_tokens() - done;
+      for (int64_t row = std::max(request.first_row, done);
+           row < std::min(request.end_row, done + count); ++row) {
+        wanted.push_back({static_cast<int64_t>(next), row, static_cast<int32_t>(offset + row)});
+      }
+      batch_.add_sequence(request.ids.data() + done, count, done,
+                          block_tables_[next % block_tables_.size()], false);
+      done += count;
+      if (done < num_tokens) break;
+      ++next;
+      done = 0;
+    }
+    runner_.forward(batch_);
+    give_rows(wanted, on_rows);
+  }
+}
+
+void Scorer::give_rows(std::span<const WantedRow> wanted, const OnRows& on_rows) {
+  const auto vocab_size = static_cast<size_t>(runner_.model().config().vocab_size);
+  const auto max_rows = static_cast<size_t>(runner_.max_num_logits());
+  std::vector<int32_t> batch_rows;
+  std::vector<LogitsRow> rows;
+  while (!wanted.empty()) {
+    const auto part = wanted.first(std::min(max_rows, wanted.size()));
+    wanted = wanted.subspan(part.size());
+    batch_rows.clear();
+    for (const WantedRow& w : part) batch_rows.push_back(w.batch_row);
+    const std::span<const float> logits = runner_.logits(batch_rows);
+    rows.clear();
+    for (size_t i = 0; i < part.size(); ++i) {
+      rows.push_back({part[i].request, part[i].row, logits.subspan(i * vocab_size, vocab_size)});
+    }
+    on_rows(rows);
+  }
+}
+
+Score Scorer::score(std::span<const int32_t> ids, int num_top, const OnLogits& on_logits) {
+  const auto num_tokens = static_cast<int64_t>(ids.size());
   Score score;
   score.num_scored = num_tokens - 1;
-  const int64_t max_step = runner_.model().limits().max_num_tokens;
-  for (int64_t begin = 0; begin < num_tokens; begin += max_step) {
-    const int64_t count = std::min(max_step, num_tokens - begin);
-    batch_.clear();
-    batch_.add_sequence(ids.data() + begin, count, begin, block_table_, false);
-    runner_.forward(batch_);
-    for (int64_t row = 0; row < count; row += runner_.max_num_logits()) {
-      const int64_t num_rows = std::min(runner_.max_num_logits(), count - row);
-      const std::span<const float> logits = runner_.logits(row, num_rows);
-      const auto row_of = [&](int64_t i) {
-        return logits.subspan(static_cast<size_t>(i * vocab_size), static_cast<size_t>(vocab_size));
-      };
+  std::vector<double> logsumexps;
+  const ScoreRequest request{ids, 0, num_tokens};
+  run({&request, 1}, [&](std::span<const LogitsRow> rows) {
+    logsumexps.resize(rows.size());
 #pragma omp parallel for schedule(static)
-      for (int64_t i = 0; i < num_rows; ++i) {
-        logsumexps_[static_cast<size_t>(i)] = logsumexp(row_of(i));
-      }
-      for (int64_t i = 0; i < num_rows; ++i) {
-        const int64_t position = begin + row + i;
-        const std::span<const float> one = row_of(i);
-        if (on_logits) on_logits(position, one);
-        if (position + 1 < num_tokens) {
-          const auto next = static_cast<size_t>(ids[static_cast<size_t>(position + 1)]);
-          score.nll += logsumexps_[static_cast<size_t>(i)] - static_cast<double>(one[next]);
-        } else {
-          score.last_top = most_likely(one, num_top);
-          score.last_logsumexp = logsumexps_[static_cast<size_t>(i)];
-        }
+    for (size_t i = 0; i < rows.size(); ++i) logsumexps[i] = logsumexp(rows[i].logits);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const auto [unused, position, logits] = rows[i];
+      if (on_logits) on_logits(position, logits);
+      if (position + 1 < num_tokens) {
+        const auto next = static_cast<size_t>(ids[static_cast<size_t>(position + 1)]);
+        score.nll += logsumexps[i] - static_cast<double>(logits[next]);
+      } else {
+        score.last_top = most_likely(logits, num_top);
+        score.last_logsumexp = logsumexps[i];
       }
     }
-  }
+  });
   return score;
 }
 
