@@ -1,7 +1,7 @@
 #include "apps/text_data.h"
 
-#include "core/jsonl.h"
 #include "core/error.h"
+#include "core/jsonl.h"
 #include "core/mapped_file.h"
 #include "tokenizer/utf8.h"
 

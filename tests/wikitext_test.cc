@@ -9,10 +9,11 @@
 #include "core/json.h"
 #include "core/mapped_file.h"
 #include "engine/model_runner.h"
+#include "eval/comparison.h"
 #include "eval/parity.h"
+#include "eval/perplexity.h"
 #include "eval/score.h"
 #include "format/model_dir.h"
-#include "sampling/sampler.h"
 #include "tests/test_backends.h"
 #include "tokenizer/tokenizer.h"
 
@@ -20,7 +21,7 @@ namespace caravan {
 namespace {
 
 const std::string kModel = CARAVAN_SOURCE_DIR "/models/camel-nano";
-constexpr size_t kWindow = 1024;
+constexpr int64_t kWindow = 1024;
 
 std::vector<int32_t> wikitext_ids() {
   const std::string text =
@@ -42,80 +43,78 @@ TEST(WikitextTest, PerplexityIsThatOfFloat64) {
   const boost::json::value golden =
       parse_json_file(CARAVAN_SOURCE_DIR "/tests/goldens/camel-nano.json", 1 << 20);
   const boost::json::value& wanted = golden.at("wikitext2_raw_test");
-  const std::vector<int32_t> ids = wikitext_ids();
-  ASSERT_EQ(static_cast<int64_t>(ids.size()), wanted.at("tokens").as_int64());
+  const std::vector<std::vector<int32_t>> documents = {wikitext_ids()};
+  const auto num_tokens = static_cast<int64_t>(documents[0].size());
+  ASSERT_EQ(num_tokens, wanted.at("tokens").as_int64());
   ModelRunner runner = open(DType::kF32);
   Scorer scorer(runner);
-  double nll = 0;
-  int64_t num_scored = 0;
-  for (size_t begin = 0; begin < ids.size(); begin += kWindow) {
-    const Score score =
-        scorer.score(std::span(ids).subspan(begin, std::min(kWindow, ids.size() - begin)));
-    nll += score.nll;
-    num_scored += score.num_scored;
-  }
-  EXPECT_EQ(num_scored, wanted.at("scored").as_int64());
-  const double perplexity = std::exp(nll / static_cast<double>(num_scored));
+  const PerplexityReport report =
+      measure_perplexity(scorer, documents, sliding_windows(0, num_tokens, kWindow, kWindow));
+  EXPECT_EQ(report.num_scored, wanted.at("scored").as_int64());
   const double golden_perplexity = wanted.at("perplexity").to_number<double>();
-  std::printf("float32: perplexity %.4f, float64 %.4f\n", perplexity, golden_perplexity);
-  EXPECT_NEAR(perplexity, golden_perplexity, 1e-3 * golden_perplexity);
+  std::printf("float32: perplexity %.4f +/- %.4f, float64 %.4f\n", report.perplexity.value,
+              report.perplexity.standard_error, golden_perplexity);
+  EXPECT_NEAR(report.perplexity.value, golden_perplexity, 1e-3 * golden_perplexity);
 }
 
-struct Change {
-  double kl = 0;            // mean KL(float32 || dtype) a token, nats
-  double agreement = 0;     // share of positions with the same most likely token
-  double relative_nll = 0;  // |nll - nll32| / nll32
-};
+// |nll - reference| / reference
+double relative_nll_change(const ComparisonReport& report) {
+  return std::abs(std::log(report.perplexity_ratio.value)) / report.reference_nll.value;
+}
 
-Change change_of(DType dtype, size_t num_windows) {
-  const std::vector<int32_t> ids = wikitext_ids();
+/// The model in `dtype` against itself in float32 over the first windows.
+ComparisonReport change_of(DType dtype, int64_t num_windows) {
+  std::vector<std::vector<int32_t>> documents = {wikitext_ids()};
+  documents[0].resize(static_cast<size_t>(num_windows * kWindow));
   ModelRunner exact = open(DType::kF32);
   ModelRunner rounded = open(dtype);
   Scorer exact_scorer(exact), rounded_scorer(rounded);
   const auto vocab_size = static_cast<size_t>(exact.model().config().vocab_size);
   std::vector<float> kept(kWindow * vocab_size);
-  Change change;
-  double nll = 0, exact_nll = 0;
-  size_t count = 0;
-  for (size_t w = 0; w < num_windows; ++w) {
-    const auto window = std::span(ids).subspan(w * kWindow, kWindow);
-    exact_nll += exact_scorer
-                     .score(window, 1,
-                            [&](int64_t position, std::span<const float> logits) {
-                              std::copy(logits.begin(), logits.end(),
-                                        kept.begin() + position * static_cast<int64_t>(vocab_size));
-                            })
-                     .nll;
-    nll += rounded_scorer
-               .score(window, 1,
-                      [&](int64_t position, std::span<const float> logits) {
-                        const std::span<const float> p(
-                            kept.data() + static_cast<size_t>(position) * vocab_size, vocab_size);
-                        change.kl += kl_divergence(p, logits);
-                        change.agreement += argmax(p) == argmax(logits) ? 1 : 0;
-                        ++count;
-                      })
-               .nll;
+  std::vector<TokenComparison> tokens;
+  ComparisonMeter meter;
+  for (const TokenWindow& w :
+       sliding_windows(0, static_cast<int64_t>(documents[0].size()), kWindow, kWindow)) {
+    const ScoreRequest request{
+        std::span(documents[0]).subspan(static_cast<size_t>(w.begin), kWindow), w.first_row(),
+        w.end_row()};
+    const auto kept_row = [&](int64_t row) {
+      return std::span(kept).subspan(static_cast<size_t>(row) * vocab_size, vocab_size);
+    };
+    exact_scorer.run({&request, 1}, [&](std::span<const LogitsRow> rows) {
+      for (const LogitsRow& r : rows) {
+        std::copy(r.logits.begin(), r.logits.end(), kept_row(r.row).begin());
+      }
+    });
+    rounded_scorer.run({&request, 1}, [&](std::span<const LogitsRow> rows) {
+      tokens.resize(rows.size());
+#pragma omp parallel for schedule(dynamic)
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const int32_t target = request.ids[static_cast<size_t>(rows[i].row + 1)];
+        tokens[i] = compare_token(kept_row(rows[i].row), rows[i].logits, target);
+      }
+      for (const TokenComparison& token : tokens) meter.add(token);
+    });
+    meter.end_block();
   }
-  change.kl /= static_cast<double>(count);
-  change.agreement /= static_cast<double>(count);
-  change.relative_nll = std::abs(nll - exact_nll) / exact_nll;
-  std::printf("%s: KL %.3e nats, top-1 agreement %.4f, relative NLL change %.2e, %zu positions\n",
-              dtype_name(dtype), change.kl, change.agreement, change.relative_nll, count);
-  return change;
+  const ComparisonReport report = meter.report();
+  std::printf("%s: KL %.3e nats, top-1 agreement %.4f, relative NLL change %.2e, %ld positions\n",
+              dtype_name(dtype), report.kl_mean.value, report.top1_agreement.value,
+              relative_nll_change(report), report.num_tokens);
+  return report;
 }
 
 // The bounds are those of a parity certificate (docs/accuracy.md).
 class SixteenBitTest : public ::testing::TestWithParam<DType> {};
 
 TEST_P(SixteenBitTest, ChangesWhatItsRoundingExplains) {
-  const Change change = change_of(GetParam(), 4);
+  const ComparisonReport change = change_of(GetParam(), 4);
   const DType activations = tests_run_on_gpu() ? GetParam() : DType::kF32;
   const ParityTolerances bounds = parity_tolerances(GetParam(), activations);
-  EXPECT_LT(change.kl, bounds.kl_mean);
-  EXPECT_GT(change.agreement, bounds.top1_agreement);
-  EXPECT_LT(change.relative_nll, 1e-2);
-  EXPECT_GT(change.kl, 0);  // 16 bits are in use
+  EXPECT_LT(change.kl_mean.value, bounds.kl_mean);
+  EXPECT_GT(change.top1_agreement.value, bounds.top1_agreement);
+  EXPECT_LT(relative_nll_change(change), 1e-2);
+  EXPECT_GT(change.kl_mean.value, 0);  // 16 bits are in use
 }
 
 INSTANTIATE_TEST_SUITE_P(DTypes, SixteenBitTest, ::testing::Values(DType::kF16, DType::kBF16),

@@ -2,11 +2,22 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "eval/distributions.h"
+#include "eval/quantile.h"
 #include "sampling/sampler.h"
 
 namespace caravan {
+
+namespace {
+
+double quantile_or_nan(const std::vector<double>& sorted, bool has_nan, double q) {
+  if (sorted.empty() || has_nan) return std::numeric_limits<double>::quiet_NaN();
+  return sorted_quantile(sorted, q);
+}
+
+}  // namespace
 
 TokenComparison compare_token(std::span<const float> reference, std::span<const float> logits,
                               int32_t target) {
@@ -41,12 +52,15 @@ void ComparisonMeter::end_block() {
 
 ComparisonReport ComparisonMeter::report() const {
   std::vector<double> kls = kls_;
+  const bool has_nan =
+      std::any_of(kls.begin(), kls.end(), [](double kl) { return std::isnan(kl); });
+  if (!has_nan) std::sort(kls.begin(), kls.end());
   const Estimate reference_nll = reference_nll_.mean();
   return {.num_tokens = static_cast<int64_t>(kls.size()),
           .kl_mean = kl_.mean(),
-          .kl_median = quantile(kls, 0.5),
-          .kl_p99 = quantile(kls, 0.99),
-          .kl_max = quantile(kls, 1),
+          .kl_median = quantile_or_nan(kls, has_nan, 0.5),
+          .kl_p99 = quantile_or_nan(kls, has_nan, 0.99),
+          .kl_max = quantile_or_nan(kls, has_nan, 1),
           .top1_agreement = same_top_.mean(),
           .log_prob_change = change_.mean(),
           .reference_nll = reference_nll,

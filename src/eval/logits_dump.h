@@ -59,11 +59,11 @@ class LogitsDump {
 class LogitsDumpWriter {
  public:
   struct Contents {
-    std::vector<int32_t> input_ids;
-    std::vector<int32_t> window_start;
+    std::vector<int32_t> input_ids = {};
+    std::vector<int32_t> window_start = {};
     int64_t vocab_size = 0;
     DType dtype = DType::kF32;  // kF32 or kF16
-    std::map<std::string, std::string> metadata;
+    std::map<std::string, std::string> metadata = {};
   };
   /// Bytes of the file, its header aside. Errors: kInvalidArgument when they exceed 63 bits.
   static int64_t num_bytes(int64_t num_tokens, int64_t num_windows, int64_t vocab_size,

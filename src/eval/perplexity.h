@@ -47,7 +47,7 @@ struct PerplexityReport {
 struct PerplexityOptions {
   LogitsDumpWriter* dump = nullptr;  // gets every row of every window
   LogitsDump* against = nullptr;     // check_same_input() was called; its scored rows are compared
-  std::function<void(int64_t num_tokens)> on_progress;  // tokens fed since the last call
+  std::function<void(int64_t num_tokens)> on_progress = nullptr;  // tokens fed since the last call
 };
 
 /// Perplexity of tokenized documents, windows as token_windows.h makes them; sums are in double.

@@ -1,6 +1,5 @@
 #include "eval/statistics.h"
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -58,18 +57,6 @@ Estimate paired_exp_difference(const BlockMean& a, const BlockMean& b) {
     residuals[i] = a_exp * residuals[i] - b_exp * b_residuals[i];
   }
   return {a_exp - b_exp, error_of(residuals, a.count())};
-}
-
-double quantile(std::vector<double>& values, double q) {
-  const bool has_nan = std::any_of(values.begin(), values.end(), [](double v) { return v != v; });
-  if (values.empty() || has_nan) return kNaN;
-  std::sort(values.begin(), values.end());
-  const double place = q * static_cast<double>(values.size() - 1);
-  const auto below = static_cast<size_t>(place);
-  const size_t above = std::min(below + 1, values.size() - 1);
-  const double weight = place - static_cast<double>(below);
-  if (weight == 0) return values[below];  // infinity times zero would be NaN
-  return values[below] + weight * (values[above] - values[below]);
 }
 
 boost::json::value number_json(double value) {

@@ -44,10 +44,6 @@ Estimate exp_of(const Estimate& x);
 /// Requires: as many blocks of the same counts in both.
 Estimate paired_exp_difference(const BlockMean& a, const BlockMean& b);
 
-/// The q-quantile, 0 <= q <= 1, interpolated as NumPy's default does (Hyndman and Fan 1996, type
-/// 7). Sorts the values; NaN when there is one among them or none at all.
-double quantile(std::vector<double>& values, double q);
-
 /// JSON has no NaN and no infinity: null in their place.
 boost::json::value number_json(double value);
 /// {"value": v, "standard_error": e}
