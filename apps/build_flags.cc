@@ -6,6 +6,7 @@
 #include "convert/byte_size.h"
 #include "convert/engine_builder.h"
 #include "core/error.h"
+#include "core/log.h"
 #include "engine/model_runner.h"
 
 namespace caravan {
@@ -60,6 +61,12 @@ BuildConfig BuildFlags::resolve(const ModelDir& dir) const {
   }
   build.max_input_len = max_input_len.value_or(
       std::min(build.max_input_len, std::max<int64_t>(1, positions - build.max_output_len)));
+  if (!max_output_len && build.max_input_len == positions && positions > 1) {
+    // As in command lines of 2023, where --max_input_len=1024 stood for "all that GPT-2 takes".
+    log_info("--max-input-len {} are all positions of the model: {} and one of output",
+             positions, positions - 1);
+    build.max_input_len = positions - 1;
+  }
   return build;
 }
 
