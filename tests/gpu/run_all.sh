@@ -86,6 +86,25 @@ load() {
   $caravan bench load --device cuda --model "$work/camel-5b-engine" --json
 }
 
+# docs/walkthroughs.md, pasted, on random weights of the real shapes (WALKTHROUGH_DIR: 20 GB of files).
+walkthrough() {  # NAME MODEL_DIR
+  CARAVAN_DEVICE=cuda CARAVAN_TARGET=sm_90 CARAVAN_CALIB_DEVICE=cuda WALKTHROUGH_DIR=$work \
+    python3 -B tests/cli/walkthrough_test.py $caravan . "$1" "$2"
+}
+walkthrough_gpt2() {
+  # GPT-2's vocabulary is camel-nano's without the token that was added.
+  mkdir -p "$work/gpt2-tokenizer" && cp models/camel-nano/{vocab.json,merges.txt} "$work/gpt2-tokenizer" &&
+    $caravan synth --shape gpt2 --tokenizer "$work/gpt2-tokenizer" --output "$work/gpt2" &&
+    walkthrough gpt2 "$work/gpt2"
+}
+walkthrough_camel_5b() {
+  $caravan synth --shape camel-5b --dtype float16 --tokenizer models/camel-nano --output "$work/camel" &&
+    walkthrough camel "$work/camel"
+  local status=$?
+  rm -rf "$work/camel"
+  return $status
+}
+
 bench_ceilings_and_latency() {
   $caravan bench latency --device cuda --random-weights camel-5b --prompt-lens 128,512,2048 \
     --contexts 512,1500 --batch-sizes 1,2,4,8,16,32,64 --json
@@ -100,7 +119,8 @@ bench_prefill_batch() {
 
 steps=("$@")
 [[ $# -gt 0 ]] || steps=(conformance models goldens invariance wikitext parity_nano parity_camel_5b
-  command_line load memcheck racecheck bench_ceilings_and_latency bench_gpt2 bench_prefill_batch)
+  command_line walkthrough_gpt2 walkthrough_camel_5b load memcheck racecheck
+  bench_ceilings_and_latency bench_gpt2 bench_prefill_batch)
 table=()
 failed=0
 for step in "${steps[@]}"; do
