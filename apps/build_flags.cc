@@ -63,8 +63,8 @@ BuildConfig BuildFlags::resolve(const ModelDir& dir) const {
       std::min(build.max_input_len, std::max<int64_t>(1, positions - build.max_output_len)));
   if (!max_output_len && build.max_input_len == positions && positions > 1) {
     // As in command lines of 2023, where --max_input_len=1024 stood for "all that GPT-2 takes".
-    log_info("--max-input-len {} are all positions of the model: {} and one of output",
-             positions, positions - 1);
+    log_info("--max-input-len {} are all positions of the model: {} and one of output", positions,
+             positions - 1);
     build.max_input_len = positions - 1;
   }
   return build;
