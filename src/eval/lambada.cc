@@ -19,6 +19,7 @@ std::pair<std::string_view, std::string_view> split_lambada(std::string_view tex
 
 LambadaItem make_lambada_item(const Tokenizer& tokenizer, std::string_view text, int32_t eos_id,
                               int64_t max_seq_len, const std::string& where) {
+  CARAVAN_CHECK(!text.empty(), "{}: the passage is empty", where);
   if (text.find(' ') == std::string_view::npos) {
     return make_lambada_item(tokenizer, " " + std::string(text), eos_id, max_seq_len, where);
   }

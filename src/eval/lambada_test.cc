@@ -50,6 +50,7 @@ TEST(MakeLambadaItem, AnEmptyContextIsTheEndOfText) {
   EXPECT_EQ(item.ids, (std::vector<int32_t>{259, ' ', 'x', 'y'}));
   EXPECT_EQ(item.num_target, 3);
   EXPECT_THROW(make_lambada_item(tokenizer, "xy", -1, 100, "here"), Error);
+  EXPECT_THROW(make_lambada_item(tokenizer, "", 259, 100, "here"), Error);
   EXPECT_THROW(make_lambada_item(tokenizer, "b xyz", 259, 3, "here"), Error);
 }
 
