@@ -30,8 +30,8 @@ std::pair<std::string_view, std::string_view> split_lambada(std::string_view tex
 /// The target's tokens are those of the whole text that follow as many as the context alone has;
 /// eos_id (-1: there is none) stands for an empty context, a text without a space gets one before
 /// it. The last max_seq_len + 1 tokens are kept.
-/// Errors: kInvalidArgument naming `where` for an empty text and when no token is left to predict or
-/// to predict from.
+/// Errors: kInvalidArgument naming `where` for an empty text and when no token is left to predict
+/// or to predict from.
 LambadaItem make_lambada_item(const Tokenizer& tokenizer, std::string_view text, int32_t eos_id,
                               int64_t max_seq_len, const std::string& where);
 

@@ -281,6 +281,18 @@ TEST_F(DumpTest, RefusesADumpOfSomethingElse) {
   refuses(documents(), windows, "limit it with --max-tokens");
 }
 
+TEST_F(DumpTest, ALastTokenAloneMayBeInTheDump) {
+  const std::vector<std::vector<int32_t>> ids = {random_ids(34, 9)};
+  LogitsDumpWriter writer(path(),
+                          {.input_ids = ids[0], .window_start = {0, 33}, .vocab_size = 258});
+  for (size_t i = 0; i < 34; ++i) writer.write_row(std::vector<float>(258));
+  writer.finish();
+  const std::vector<TokenWindow> windows = sliding_windows(0, 34, 33, 33);
+  ASSERT_EQ(windows.size(), 1u);
+  const LogitsDump dump = LogitsDump::open(path());
+  EXPECT_NO_THROW(check_same_input(dump, ids, windows, 258));
+}
+
 TEST(CountWords, IsWhatTheHarnessCounts) {
   // len(re.split(r"\s+", text)) in Python.
   EXPECT_EQ(count_words("one"), 1);
