@@ -68,6 +68,10 @@ struct SummarizeFlags {
   /// Where the tokenizer's files are.
   std::string tokenizer_path() const;
   SummarizeSettings settings() const;
+  PredictionLog::Mode log_mode() const {
+    if (resume) return PredictionLog::Mode::kResume;
+    return force ? PredictionLog::Mode::kReplace : PredictionLog::Mode::kNew;
+  }
   void check() const;
 };
 
@@ -158,24 +162,73 @@ SummarizeSettings SummarizeFlags::settings() const {
   return settings;
 }
 
-LlmOptions llm_options(const SummarizeFlags& flags, int64_t num_articles, int64_t longest,
-                       int64_t limit) {
-  return {.model = flags.model_path(),
+/// The prompts of the data set that the flags name; sets settings.max_input_len.
+std::vector<SummaryItem> read_items(const SummarizeFlags& flags, const ModelDir& dir,
+                                    const Tokenizer& tokenizer, SummarizeSettings& settings) {
+  settings.max_input_len = summary_input_limit(flags.max_input_len, dir.config.max_seq_len,
+                                               ModelRunner::sequence_limit(dir, 0),
+                                               flags.output_len, settings.is_trtllm_2023);
+  DatasetOptions data = flags.data;
+  if (flags.max_ite > 0) {
+    data.max_rows = checked_mul(flags.max_ite, flags.batch_size, "--max-ite x --batch-size");
+  }
+  std::vector<SummaryItem> items =
+      make_summary_items(read_dataset(data), tokenizer, settings,
+                         settings.is_trtllm_2023 ? model_max_length(flags.tokenizer_path()) : -1);
+  for (const SummaryItem& item : items) {
+    const int32_t largest = *std::max_element(item.prompt_ids.begin(), item.prompt_ids.end());
+    CARAVAN_CHECK(largest < dir.config.vocab_size,
+                  "article {} ({}): token {} is beyond the model's {}: the tokenizer of {} is "
+                  "another model's",
+                  item.index, printable(item.id), largest, dir.config.vocab_size,
+                  flags.tokenizer_path());
+  }
+  return items;
+}
+
+LlmOptions llm_options(const SummarizeFlags& flags, const ModelDir& dir,
+                       const std::vector<SummaryItem>& items) {
+  int64_t longest = 0;
+  for (const SummaryItem& item : items) {
+    longest = std::max(longest, static_cast<int64_t>(item.prompt_ids.size()));
+  }
+  return {.model = dir.path,
           .dtype = flags.model.dtype,
           .kv_cache_dtype = flags.model.kv_cache_dtype,
           .device = flags.model.device,
           .cpu_isa = flags.model.cpu_isa,
           .cuda_kernels = flags.model.cuda_kernels,
           .num_threads = flags.model.num_threads,
-          .max_batch_size = std::min(flags.batch_size, num_articles),
-          .max_seq_len = std::min(limit, longest + flags.output_len),
+          .max_batch_size = std::min(flags.batch_size, static_cast<int64_t>(items.size())),
+          .max_seq_len = longest + flags.output_len,
           .max_num_batched_tokens = 512};
 }
 
-/// One article's prompt and output, outside of every measurement: the device's first steps are
-/// slower than the rest, and 2023 did so too.
-void warm_up(Llm& llm, const SummaryItem& item, const SummarizeSettings& settings) {
-  llm.generate({item.prompt_ids}, {settings.sampling});
+Llm open_llm(const SummarizeFlags& flags, const ModelDir& dir, const LlmOptions& options,
+             Tokenizer tokenizer) {
+  check_memory(dir, flags.model,
+               {.dtype = std::nullopt,
+                .kv_cache_dtype = std::nullopt,
+                .max_num_batched_tokens = options.max_num_batched_tokens,
+                .max_num_logits = options.max_batch_size,
+                .max_seq_len = options.max_seq_len,
+                .max_batch_size = options.max_batch_size});
+  return LlmOpener::open(options, dir, std::move(tokenizer));
+}
+
+SummarizeRun run_items(const SummarizeFlags& flags, Llm& llm, const std::vector<SummaryItem>& items,
+                       const SummarizeSettings& settings, PredictionLog& log) {
+  const size_t num_left = items.size() - log.finished().size();
+  if (num_left > 0 && (settings.is_trtllm_2023 || flags.model.device.starts_with("cuda"))) {
+    // Outside of every measurement, as in 2023: a device's first steps are slower than the rest.
+    llm.generate({items.front().prompt_ids}, {settings.sampling});
+  }
+  Progress progress("summarize", num_left, "articles");
+  SummarizeRun run = run_summaries(
+      llm, items, flags.batch_size, settings, log,
+      [&](int64_t num_articles) { progress.add(static_cast<uint64_t>(num_articles)); });
+  progress.finish();
+  return run;
 }
 
 void report_cuts(const std::vector<SummaryItem>& items, const std::string& overflow,
@@ -195,54 +248,20 @@ void run_summarize(SummarizeFlags flags) {
   SummarizeSettings settings = flags.settings();
   const ModelDir dir = open_model_dir(flags.model.model);
   Tokenizer tokenizer = Tokenizer::from_directory(flags.tokenizer_path());
-  CARAVAN_CHECK(tokenizer.vocab_size() <= dir.config.vocab_size,
-                "{}: a tokenizer of {} tokens for a model of {}: give the model's own --tokenizer",
-                flags.tokenizer_path(), tokenizer.vocab_size(), dir.config.vocab_size);
-  const int64_t limit = ModelRunner::sequence_limit(dir, 0);
-  settings.max_input_len = summary_input_limit(flags.max_input_len, dir.config.max_seq_len, limit,
-                                               flags.output_len, settings.is_trtllm_2023);
-  if (flags.max_ite > 0) {
-    flags.data.max_rows = checked_mul(flags.max_ite, flags.batch_size, "--max-ite x --batch-size");
-  }
-  const std::vector<SummaryItem> items =
-      make_summary_items(read_dataset(flags.data), tokenizer, settings,
-                         settings.is_trtllm_2023 ? model_max_length(flags.tokenizer_path()) : -1);
+  const std::vector<SummaryItem> items = read_items(flags, dir, tokenizer, settings);
   SummarizeReport report;
   report_cuts(items, settings.is_trtllm_2023 ? "head" : flags.overflow, report);
   std::vector<Prediction> theirs;
   if (!flags.reference.empty()) {  // before the long part: it may be the wrong file
     theirs = match_reference(items, read_predictions(flags.reference), flags.reference);
   }
+  const LlmOptions options = llm_options(flags, dir, items);
+  PredictionLog log(flags.output, flags.log_mode(), summary_settings_digest(dir, options, settings),
+                    items);
+  Llm llm = open_llm(flags, dir, options, std::move(tokenizer));
+  report.run = run_items(flags, llm, items, settings, log);
 
-  int64_t longest = 0;
-  for (const SummaryItem& item : items) {
-    longest = std::max(longest, static_cast<int64_t>(item.prompt_ids.size()));
-  }
-  const LlmOptions options = llm_options(flags, static_cast<int64_t>(items.size()), longest, limit);
-  PredictionLog log(flags.output,
-                    flags.resume  ? PredictionLog::Mode::kResume
-                    : flags.force ? PredictionLog::Mode::kReplace
-                                  : PredictionLog::Mode::kNew,
-                    summary_settings_digest(dir, options, settings), items);
-  check_memory(dir, flags.model,
-               {.dtype = std::nullopt,
-                .kv_cache_dtype = std::nullopt,
-                .max_num_batched_tokens = options.max_num_batched_tokens,
-                .max_num_logits = options.max_batch_size,
-                .max_seq_len = options.max_seq_len,
-                .max_batch_size = options.max_batch_size});
-  Llm llm = LlmOpener::open(options, dir, std::move(tokenizer));
-  const bool is_done = log.finished().size() == items.size();
-  if (!is_done && (settings.is_trtllm_2023 || flags.model.device.starts_with("cuda"))) {
-    warm_up(llm, items.front(), settings);
-  }
-  Progress progress("summarize", items.size() - log.finished().size(), "articles");
-  report.run = run_summaries(
-      llm, items, flags.batch_size, settings, log,
-      [&](int64_t num_articles) { progress.add(static_cast<uint64_t>(num_articles)); });
-  progress.finish();
-
-  report.model = flags.model.model;
+  report.model = dir.path;
   report.device = llm.description();
   report.dataset = flags.data.path;
   report.batch_size = options.max_batch_size;

@@ -5,10 +5,12 @@
 #include <filesystem>
 #include <map>
 #include <numeric>
+#include <set>
 #include <system_error>
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/log.h"
 #include "core/mapped_file.h"
 #include "format/checksum.h"
 
@@ -60,6 +62,13 @@ std::string first_difference(std::span<const int32_t> got, std::span<const int32
   return fmt::format("token {} of {} is {}, expected {}", i, got.size(), got[i], wanted[i]);
 }
 
+bool has_unique_ids(const std::vector<DatasetRow>& rows) {
+  std::set<std::string_view> seen;
+  return std::all_of(rows.begin(), rows.end(), [&](const DatasetRow& row) {
+    return !row.id.empty() && seen.insert(row.id).second;
+  });
+}
+
 }  // namespace
 
 int64_t summary_input_limit(int64_t wanted, int64_t num_positions, int64_t sequence_limit,
@@ -88,10 +97,12 @@ std::vector<SummaryItem> make_summary_items(const std::vector<DatasetRow>& rows,
                                             const SummarizeSettings& settings, int64_t max_length) {
   std::vector<SummaryItem> items;
   items.reserve(rows.size());
+  const bool has_ids = has_unique_ids(rows);
+  if (!has_ids) log_warning("the data set's ids are empty or repeat: row numbers take their place");
   for (const DatasetRow& row : rows) {
     SummaryItem item;
-    item.id = row.id;
     item.index = static_cast<int64_t>(items.size());
+    item.id = has_ids ? row.id : std::to_string(item.index);
     item.reference = row.summary;
     const bool is_camel = settings.prompt_template == SummarizeSettings::Template::kCamel;
     const SummaryPrompt prompt = is_camel ? camel_summary_prompt(settings.instruction, row.article)

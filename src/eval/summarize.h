@@ -37,8 +37,10 @@ struct SummarizeSettings {
 int64_t summary_input_limit(int64_t wanted, int64_t num_positions, int64_t sequence_limit,
                             int64_t output_len, bool is_trtllm_2023);
 
-/// The prompts of a data set, in order. model_max_length: for the 2023 recipe (summary_prompt.h).
-/// Errors: kInvalidArgument naming the article whose prompt cannot be made to fit.
+/// The prompts of a data set, in order. Ids that are empty or repeat give way to row numbers, with
+/// a warning: predictions are matched by id. model_max_length: for the 2023 recipe
+/// (summary_prompt.h). Errors: kInvalidArgument naming the article whose prompt cannot be made to
+/// fit.
 std::vector<SummaryItem> make_summary_items(const std::vector<DatasetRow>& rows,
                                             const Tokenizer& tokenizer,
                                             const SummarizeSettings& settings,

@@ -93,6 +93,11 @@ TEST_F(SummarizeTest, ItemsSayWhatWasDropped) {
     EXPECT_TRUE(tokenizer_.decode(item.prompt_ids).ends_with(" TL;DR:"));
     EXPECT_TRUE(item.hf_prompt_ids.empty());
   }
+  std::vector<DatasetRow> twins = rows(3);
+  twins[2].id = twins[0].id;
+  EXPECT_EQ(make_summary_items(twins, tokenizer_, settings_, -1)[2].id, "2");
+  twins[2].id = "";
+  EXPECT_EQ(make_summary_items(twins, tokenizer_, settings_, -1)[0].id, "0");
   settings_.is_trtllm_2023 = true;
   const auto compat = make_summary_items(rows(1), tokenizer_, settings_, 1024);
   EXPECT_EQ(compat[0].num_dropped_tokens, 0) << "923 tokens are more than it has";
