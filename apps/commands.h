@@ -9,6 +9,7 @@ namespace caravan {
 // CARAVAN_MAX_OUTPUT_LEN); apps/main.cc sets these for all flags at once.
 void add_bench_command(CLI::App& app);
 void add_build_command(CLI::App& app);
+void add_compare_command(CLI::App& app);
 void add_convert_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_lambada_command(CLI::App& app);

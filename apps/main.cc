@@ -79,6 +79,7 @@ int run(int argc, char** argv) {
   add_lambada_command(app);
   add_rouge_command(app);
   add_summarize_command(app);
+  add_compare_command(app);
   add_synth_command(app);
   add_bench_command(app);
   set_environment_names(app);

@@ -7,15 +7,10 @@
 
 namespace caravan {
 
-namespace {
-
-constexpr size_t kMaxKeptWords = size_t{1} << 20;  // 8 MiB
-
-}  // namespace
-
-Lcs::Lcs(std::span<const int32_t> reference)
+Lcs::Lcs(std::span<const int32_t> reference, size_t max_kept_words)
     : reference_(reference.begin(), reference.end()),
       num_words_((reference.size() + 63) / 64),
+      max_kept_words_(max_kept_words),
       positions_(reference.size()) {
   std::iota(positions_.begin(), positions_.end(), size_t{0});
   std::stable_sort(positions_.begin(), positions_.end(),
@@ -87,7 +82,7 @@ void Lcs::mark(std::span<const int32_t> candidate, std::vector<bool>& is_in) {
   // Columns 0..n of the table are needed from the last to the first. All are kept when they are
   // few; else every block_size-th, and those of one block, computed once more.
   const size_t n = candidate.size();
-  const size_t block_size = num_words_ * (n + 1) <= kMaxKeptWords
+  const size_t block_size = num_words_ * (n + 1) <= max_kept_words_
                                 ? n
                                 : static_cast<size_t>(std::ceil(std::sqrt(static_cast<double>(n))));
   const size_t num_blocks = (n + block_size - 1) / block_size;

@@ -13,8 +13,9 @@ namespace caravan {
 /// Source: Hyyro 2004, "Bit-parallel LCS-length computation revisited".
 class Lcs {
  public:
-  /// Token values are free; equal values are equal tokens.
-  explicit Lcs(std::span<const int32_t> reference);
+  /// Token values are free; equal values are equal tokens. max_kept_words: how many words of 64
+  /// cells `mark` keeps before it computes columns twice to keep fewer.
+  explicit Lcs(std::span<const int32_t> reference, size_t max_kept_words = size_t{1} << 20);
 
   /// Length of a longest common subsequence.
   int64_t length(std::span<const int32_t> candidate);
@@ -42,7 +43,8 @@ class Lcs {
   void advance(const Places* places, uint64_t* column);
 
   std::vector<int32_t> reference_;
-  size_t num_words_;
+  size_t num_words_;  // of a column
+  size_t max_kept_words_;
   std::vector<size_t> positions_;  // in the reference, by token
   std::vector<Places> places_;     // by token
   std::vector<uint64_t> rows_;     // [frequent tokens, num_words_]

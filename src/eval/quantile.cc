@@ -15,8 +15,8 @@ double sorted_quantile(std::span<const double> sorted, double q) {
   const auto index = static_cast<size_t>(below);
   const double a = sorted[index];
   const double b = sorted[std::min(index + 1, sorted.size() - 1)];
-  if (a == b) return a;  // infinities too
   const double weight = place - below;
+  if (weight == 0 || a == b) return a;  // infinity times zero would be NaN
   // NumPy's _lerp: from the nearer end, so that it is monotonic in the weight.
   return weight >= 0.5 ? b - (b - a) * (1 - weight) : a + (b - a) * weight;
 }
