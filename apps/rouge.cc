@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "apps/commands.h"
+#include "apps/rouge_report.h"
 #include "core/error.h"
 #include "eval/predictions.h"
 #include "eval/rouge.h"
@@ -19,32 +20,17 @@ struct RougeFlags {
   bool is_per_example = false;
 };
 
-boost::json::object to_json(const RougeScore& score) {
-  return {{"precision", score.precision}, {"recall", score.recall}, {"fmeasure", score.fmeasure}};
-}
-
-boost::json::object to_json(const RougeScores& scores) {
-  boost::json::object out;
-  for (const auto& [name, member] : kRougeKinds<RougeScore>) out[name] = to_json(scores.*member);
-  return out;
-}
-
 void print_example_json(const Prediction& prediction, const RougeScores& scores) {
   boost::json::object row{{"line", prediction.line}};
   if (!prediction.id.empty()) row["id"] = prediction.id;
-  row["scores"] = to_json(scores);
+  row["scores"] = rouge_to_json(scores);
   std::printf("%s\n", boost::json::serialize(row).c_str());
 }
 
 void print_total_json(const RougeFlags& flags, size_t num_examples,
                       const RougeIntervals& intervals) {
   boost::json::object row{{"num_examples", num_examples}, {"use_stemmer", flags.use_stemmer}};
-  for (const auto& [name, member] : kRougeKinds<RougeInterval>) {
-    const RougeInterval& interval = intervals.*member;
-    row[name] = boost::json::object{{"low", to_json(interval.low)},
-                                    {"mid", to_json(interval.mid)},
-                                    {"high", to_json(interval.high)}};
-  }
+  for (const auto& kind : rouge_to_json(intervals)) row[kind.key()] = kind.value();
   std::printf("%s\n", boost::json::serialize(row).c_str());
 }
 
@@ -59,13 +45,7 @@ void print_example(const Prediction& prediction, const RougeScores& scores) {
 void print_total(const RougeFlags& flags, size_t num_examples, const RougeIntervals& intervals) {
   std::printf("%zu summaries, x100, %s; 95 %% bootstrap intervals (1,000 samples, seed 0)\n",
               num_examples, flags.use_stemmer ? "Porter stems" : "no stemming");
-  std::printf("%-10s %28s %12s %12s\n", "", "fmeasure [low, high]", "precision", "recall");
-  for (const auto& [name, member] : kRougeKinds<RougeInterval>) {
-    const RougeInterval& at = intervals.*member;
-    std::printf("%-10s %8.4f [%7.4f, %7.4f] %12.4f %12.4f\n", name, 100 * at.mid.fmeasure,
-                100 * at.low.fmeasure, 100 * at.high.fmeasure, 100 * at.mid.precision,
-                100 * at.mid.recall);
-  }
+  std::printf("%s", rouge_table(intervals).c_str());
 }
 
 void run_rouge(const RougeFlags& flags) {
