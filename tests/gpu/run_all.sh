@@ -86,6 +86,29 @@ load() {
   $caravan bench load --device cuda --model "$work/camel-5b-engine" --json
 }
 
+# The same tokens as Hugging Face transformers in float32, on camel-nano and on random weights of two of
+# camel-5b's layers. Says so and passes where Python has no transformers.
+reference() {
+  local model=$work/camel-two flags
+  CARAVAN_DEVICE=cuda python3 -B tests/cli/hf_reference_test.py $caravan .
+  case $? in
+    0) ;;
+    77) return 0 ;;
+    *) return 1 ;;
+  esac
+  flags=(--model "$model" --device cuda --dtype float32 --data tests/data/summarization/articles.jsonl
+    --max-ite 3 --output-len 16 --output "$work/camel-two.jsonl")
+  $caravan synth --shape custom --n-embd 4096 --n-layer 2 --n-head 32 --n-positions 2048 \
+    --vocab-size 50258 --activation-function gelu --tokenizer models/camel-nano --output "$model" &&
+    $caravan summarize "${flags[@]}" &&
+    "${CARAVAN_TEST_PYTHON:-python3}" tools/hf_reference.py --model "$model" --device cuda --output-len 16 \
+      --prompts "$work/camel-two.jsonl" --output "$work/camel-two-hf.jsonl" &&
+    $caravan summarize "${flags[@]}" --resume --reference "$work/camel-two-hf.jsonl" |
+    tee /dev/stderr | grep -q 'equal token by token: 3 of 3'
+  local status=$?
+  rm -rf "$model"
+  return $status
+}
 # docs/walkthroughs.md, pasted, on random weights of the real shapes (WALKTHROUGH_DIR: 20 GB of files).
 walkthrough() {  # NAME MODEL_DIR
   CARAVAN_DEVICE=cuda CARAVAN_TARGET=sm_90 CARAVAN_CALIB_DEVICE=cuda WALKTHROUGH_DIR=$work \
@@ -119,7 +142,7 @@ bench_prefill_batch() {
 
 steps=("$@")
 [[ $# -gt 0 ]] || steps=(conformance models goldens invariance wikitext parity_nano parity_camel_5b
-  command_line walkthrough_gpt2 walkthrough_camel_5b load memcheck racecheck
+  command_line reference walkthrough_gpt2 walkthrough_camel_5b load memcheck racecheck
   bench_ceilings_and_latency bench_gpt2 bench_prefill_batch)
 table=()
 failed=0
