@@ -122,7 +122,45 @@ uint32_t crc_of(std::span<const std::byte> bytes) {
       crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
 }
 
-/// Bytes of a page once decompressed, and the strings of a dictionary that point into such bytes.
+/// One page as it lies in the file.
+struct Page {
+  ParquetPageHeader header;
+  std::span<const std::byte> body;
+  std::string where;  // for messages: file, column, offset
+};
+
+/// The pages of a column of one row group, one after the other.
+class PageStream {
+ public:
+  /// file: where offsets are counted from.
+  PageStream(std::span<const std::byte> bytes, const std::byte* file, const std::string& name)
+      : rest_(bytes), file_(file), name_(name) {}
+
+  /// Errors: kCorrupt: it goes beyond the column, its checksum is another.
+  Page next() {
+    const auto offset = static_cast<uint64_t>(rest_.data() - file_);
+    Page page;
+    page.where = fmt::format("{}: page at offset {}", name_, offset);
+    ThriftReader reader(rest_, name_, offset);
+    page.header = read_parquet_page_header(reader, page.where);
+    rest_ = rest_.subspan(reader.position());
+    CARAVAN_CHECK_CODE(page.header.num_bytes <= static_cast<int64_t>(rest_.size()), kCorrupt,
+                       "{}: {} bytes where {} are left of the column", page.where,
+                       page.header.num_bytes, rest_.size());
+    page.body = rest_.first(static_cast<size_t>(page.header.num_bytes));
+    rest_ = rest_.subspan(page.body.size());
+    CARAVAN_CHECK_CODE(!page.header.crc || *page.header.crc == crc_of(page.body), kCorrupt,
+                       "{}: its checksum is another", page.where);
+    return page;
+  }
+
+ private:
+  std::span<const std::byte> rest_;
+  const std::byte* file_;
+  const std::string& name_;
+};
+
+/// Bytes of a page once decompressed.
 struct DecodedPage {
   std::unique_ptr<std::byte[]> data;
   size_t size = 0;
@@ -145,6 +183,29 @@ DecodedPage decode_page(Compression compression, std::span<const std::byte> body
   return page;
 }
 
+/// A column's repeated strings, which point into the page they came in.
+struct Dictionary {
+  DecodedPage page;
+  std::vector<std::string_view> strings;
+};
+
+Dictionary read_dictionary(const Page& page, Compression compression) {
+  const ParquetPageHeader& header = page.header;
+  CARAVAN_CHECK_CODE(header.encoding == kParquetPlain || header.encoding == kParquetPlainDictionary,
+                     kUnsupported, "{}: a dictionary in {}, expected PLAIN", page.where,
+                     parquet_encoding_name(header.encoding));
+  Dictionary dictionary;
+  dictionary.page = decode_page(compression, page.body, header.num_decoded_bytes, page.where);
+  CARAVAN_CHECK_CODE(
+      header.num_values <= static_cast<int64_t>(dictionary.page.size / sizeof(uint32_t)), kCorrupt,
+      "{}: {} strings in a dictionary of {} bytes", page.where, header.num_values,
+      dictionary.page.size);
+  ParquetPlainStrings strings(dictionary.page.bytes(), page.where);
+  dictionary.strings.reserve(static_cast<size_t>(header.num_values));
+  for (int64_t i = 0; i < header.num_values; ++i) dictionary.strings.push_back(strings.next());
+  return dictionary;
+}
+
 /// Levels and values of a data page, v1 or v2 alike.
 struct DataPage {
   DecodedPage decoded;
@@ -152,9 +213,10 @@ struct DataPage {
   std::span<const std::byte> values;
 };
 
-DataPage open_data_page(const ParquetPageHeader& header, Compression compression,
-                        std::span<const std::byte> body, bool is_optional,
-                        const std::string& where) {
+DataPage open_data_page(const Page& raw, Compression compression, bool is_optional) {
+  const ParquetPageHeader& header = raw.header;
+  const std::span<const std::byte> body = raw.body;
+  const std::string& where = raw.where;
   DataPage page;
   if (header.type == static_cast<int32_t>(ParquetPageType::kData)) {
     page.decoded = decode_page(compression, body, header.num_decoded_bytes, where);
@@ -194,16 +256,16 @@ DataPage open_data_page(const ParquetPageHeader& header, Compression compression
 class ValueReader {
  public:
   ValueReader(int32_t encoding, std::span<const std::byte> values,
-              std::span<const std::string_view> dictionary, bool has_dictionary,
-              const std::string& where)
-      : where_(where), dictionary_(dictionary), plain_(values, where) {
+              const std::optional<Dictionary>& dictionary, const std::string& where)
+      : where_(where), plain_(values, where) {
     if (encoding == kParquetPlain) return;
     CARAVAN_CHECK_CODE(
         encoding == kParquetPlainDictionary || encoding == kParquetRleDictionary, kUnsupported,
         "{}: values in {}, expected PLAIN or a dictionary: write the file again without it", where,
         parquet_encoding_name(encoding));
-    CARAVAN_CHECK_CODE(has_dictionary, kCorrupt, "{}: a dictionary is used before it is given",
-                       where);
+    CARAVAN_CHECK_CODE(dictionary.has_value(), kCorrupt,
+                       "{}: a dictionary is used before it is given", where);
+    dictionary_ = dictionary->strings;
     // A page of nulls alone may have no bytes.
     const int bit_width = values.empty() ? 0 : static_cast<int>(values.front());
     indices_.emplace(values.subspan(values.empty() ? 0 : 1), bit_width, where);
@@ -408,12 +470,9 @@ void ParquetFile::read_strings(size_t column, const OnValue& on_value) const {
   }
 }
 
-bool ParquetFile::read_chunk(const RowGroup& group, size_t column, int64_t first_row,
-                             const OnValue& on_value) const {
-  if (group.num_rows == 0) return true;  // writers put anything where there are no pages
+std::span<const std::byte> ParquetFile::chunk_bytes(const RowGroup& group, size_t column,
+                                                    const std::string& name) const {
   const Chunk& chunk = group.chunks[column];
-  const std::string name =
-      fmt::format("{}: column \"{}\"", where_, printable(columns_[column].name));
   CARAVAN_CHECK_CODE(!chunk.is_encrypted, kUnsupported, "{}: encrypted", name);
   CARAVAN_CHECK_CODE(!chunk.is_elsewhere, kUnsupported, "{}: stored in another file", name);
   CARAVAN_CHECK_CODE(chunk.path == columns_[column].name && chunk.type == kByteArray, kCorrupt,
@@ -422,7 +481,6 @@ bool ParquetFile::read_chunk(const RowGroup& group, size_t column, int64_t first
   CARAVAN_CHECK_CODE(chunk.num_values == group.num_rows, kCorrupt,
                      "{}: {} values in a row group of {} rows", name, chunk.num_values,
                      group.num_rows);
-  const Compression compression = compression_of(chunk.codec, name);
   // Some writers put 0 where there is no dictionary.
   int64_t start = chunk.data_page_offset;
   if (chunk.dictionary_page_offset > 0) start = std::min(start, chunk.dictionary_page_offset);
@@ -431,53 +489,36 @@ bool ParquetFile::read_chunk(const RowGroup& group, size_t column, int64_t first
                          chunk.num_bytes >= 0 && chunk.num_bytes <= end_of_data - start,
                      kCorrupt, "{}: {} bytes at offset {}, the data end at {}", name,
                      chunk.num_bytes, start, end_of_data);
+  return bytes_.subspan(static_cast<size_t>(start), static_cast<size_t>(chunk.num_bytes));
+}
 
-  std::span<const std::byte> rest =
-      bytes_.subspan(static_cast<size_t>(start), static_cast<size_t>(chunk.num_bytes));
-  DecodedPage dictionary_page;
-  std::vector<std::string_view> dictionary;
-  bool has_dictionary = false;
+bool ParquetFile::read_chunk(const RowGroup& group, size_t column, int64_t first_row,
+                             const OnValue& on_value) const {
+  if (group.num_rows == 0) return true;  // writers put anything where there are no pages
+  const std::string name =
+      fmt::format("{}: column \"{}\"", where_, printable(columns_[column].name));
+  PageStream pages(chunk_bytes(group, column, name), bytes_.data(), name);
+  const Compression compression = compression_of(group.chunks[column].codec, name);
+  const bool is_optional = columns_[column].is_optional;
+  std::optional<Dictionary> dictionary;
   for (int64_t row = 0; row < group.num_rows;) {
-    const auto offset = static_cast<uint64_t>(rest.data() - bytes_.data());
-    const std::string where = fmt::format("{}: page at offset {}", name, offset);
-    ThriftReader reader(rest, name, offset);
-    const ParquetPageHeader header = read_parquet_page_header(reader, where);
-    rest = rest.subspan(reader.position());
-    CARAVAN_CHECK_CODE(header.num_bytes <= static_cast<int64_t>(rest.size()), kCorrupt,
-                       "{}: {} bytes where {} are left of the column", where, header.num_bytes,
-                       rest.size());
-    const auto body = rest.first(static_cast<size_t>(header.num_bytes));
-    rest = rest.subspan(body.size());
-    CARAVAN_CHECK_CODE(!header.crc || *header.crc == crc_of(body), kCorrupt,
-                       "{}: its checksum is another", where);
-    if (header.type == static_cast<int32_t>(ParquetPageType::kIndex)) continue;
-    if (header.type == static_cast<int32_t>(ParquetPageType::kDictionary)) {
-      CARAVAN_CHECK_CODE(!has_dictionary, kCorrupt, "{}: a second dictionary", where);
-      CARAVAN_CHECK_CODE(
-          header.encoding == kParquetPlain || header.encoding == kParquetPlainDictionary,
-          kUnsupported, "{}: a dictionary in {}, expected PLAIN", where,
-          parquet_encoding_name(header.encoding));
-      dictionary_page = decode_page(compression, body, header.num_decoded_bytes, where);
-      CARAVAN_CHECK_CODE(
-          header.num_values <= static_cast<int64_t>(dictionary_page.size / sizeof(uint32_t)),
-          kCorrupt, "{}: {} strings in a dictionary of {} bytes", where, header.num_values,
-          dictionary_page.size);
-      ParquetPlainStrings strings(dictionary_page.bytes(), where);
-      dictionary.reserve(static_cast<size_t>(header.num_values));
-      for (int64_t i = 0; i < header.num_values; ++i) dictionary.push_back(strings.next());
-      has_dictionary = true;
+    const Page page = pages.next();
+    const ParquetPageHeader& header = page.header;
+    const auto type = static_cast<ParquetPageType>(header.type);
+    if (type == ParquetPageType::kIndex) continue;
+    if (type == ParquetPageType::kDictionary) {
+      CARAVAN_CHECK_CODE(!dictionary, kCorrupt, "{}: a second dictionary", page.where);
+      dictionary = read_dictionary(page, compression);
       continue;
     }
-    CARAVAN_CHECK_CODE(header.type == static_cast<int32_t>(ParquetPageType::kData) ||
-                           header.type == static_cast<int32_t>(ParquetPageType::kDataV2),
-                       kUnsupported, "{}: a page of type {}", where, header.type);
+    CARAVAN_CHECK_CODE(type == ParquetPageType::kData || type == ParquetPageType::kDataV2,
+                       kUnsupported, "{}: a page of type {}", page.where, header.type);
     CARAVAN_CHECK_CODE(header.num_values <= group.num_rows - row, kCorrupt,
-                       "{}: {} values where {} are left of the row group", where, header.num_values,
-                       group.num_rows - row);
-    const bool is_optional = columns_[column].is_optional;
-    const DataPage page = open_data_page(header, compression, body, is_optional, where);
-    ParquetHybridDecoder levels(page.levels, is_optional ? 1 : 0, where);
-    ValueReader values(header.encoding, page.values, dictionary, has_dictionary, where);
+                       "{}: {} values where {} are left of the row group", page.where,
+                       header.num_values, group.num_rows - row);
+    const DataPage data = open_data_page(page, compression, is_optional);
+    ParquetHybridDecoder levels(data.levels, is_optional ? 1 : 0, page.where);
+    ValueReader values(header.encoding, data.values, dictionary, page.where);
     for (int64_t i = 0; i < header.num_values; ++i, ++row) {
       std::optional<std::string_view> value;
       if (!is_optional || levels.next() == 1) value = values.next();

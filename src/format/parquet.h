@@ -69,6 +69,9 @@ class ParquetFile {
   friend class ParquetFooter;
 
   void parse_footer();
+  /// Where the pages of a column of a row group lie; `name` is the column's for messages.
+  std::span<const std::byte> chunk_bytes(const RowGroup& group, size_t column,
+                                         const std::string& name) const;
   /// False when on_value said stop.
   bool read_chunk(const RowGroup& group, size_t column, int64_t first_row,
                   const OnValue& on_value) const;
