@@ -7,8 +7,8 @@ NAME: gpt2 or camel. MODEL_DIR stands for the model of the walkthrough; models/c
 not given. Flags come from the environment as for a reader: CARAVAN_DEVICE=cuda CARAVAN_TARGET=sm_90
 runs it on a GPU. Steps that need transformers are left out.
 
-The models that are there write nonsense, so the last step's check of the accuracy must fail, and
-pass with a threshold below its ROUGE-1.
+The last step's check of the accuracy must end as its ROUGE-1 says, and the same predictions must fail
+with a threshold just above it and pass with one just below.
 """
 
 import os
@@ -46,6 +46,7 @@ class Reader:
 
     def __init__(self, program, source, model, folder):
         self.folder = folder
+        self.statuses = []
         self.environment = {
             **QUICK, **os.environ,
             "PATH": f"{pathlib.Path(program).parent}:{os.environ['PATH']}",
@@ -55,13 +56,22 @@ class Reader:
         }
 
     def paste(self, commands, status=0):
-        """stdout of the commands, which must end with this status."""
+        """stdout of the commands, which must end with this status (None: whichever, see statuses)."""
         result = subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=self.folder,
                                 env=self.environment, capture_output=True, text=True, check=False)
         print(f"$ {commands}{result.stderr}{result.stdout}", flush=True)
-        if result.returncode != status:
+        self.statuses.append(result.returncode)
+        if status is not None and result.returncode != status:
             fail(f"exit status {result.returncode}, expected {status}")
         return result.stdout
+
+
+def verdict(report, threshold):
+    """ROUGE-1 of a report, whose last line must judge it rightly."""
+    match = re.search(r"^(PASS|FAIL): rouge1 (\d+\.\d+), must be above ", report, re.MULTILINE)
+    if not match or (match[1] == "PASS") != (float(match[2]) > threshold):
+        fail(f"no line that judges ROUGE-1 against {threshold}")
+    return float(match[2])
 
 
 def follow(reader, steps):
@@ -71,17 +81,20 @@ def follow(reader, steps):
         fail("run wrote no text")
     if THRESHOLD not in steps["summarize"]:
         fail(f"summarize lacks {THRESHOLD}")
-    report = reader.paste(steps["summarize"], status=1)
-    match = re.search(r"^FAIL: rouge1 (\d+\.\d+), must be above 14$", report, re.MULTILINE)
-    if not match or float(match[1]) >= 14:
-        fail("the check at 14 did not say FAIL")
+    report = reader.paste(steps["summarize"], status=None)
+    rouge1 = verdict(report, 14)
     if not re.search(r"^rougeLsum +\d", report, re.MULTILINE):
         fail("no table")
-    # The same predictions, a threshold that they reach.
-    lower = f"--tensorrt_llm_rouge1_threshold={float(match[1]) - 0.001}"
-    again = reader.paste(steps["summarize"].rstrip().replace(THRESHOLD, lower) + " --resume\n")
-    if f"PASS: rouge1 {match[1]}" not in again:
-        fail("the check below its ROUGE-1 did not say PASS")
+    # The same predictions, thresholds on either side of what they reach.
+    for threshold in (rouge1 + 0.001, rouge1 - 0.001):
+        flag = THRESHOLD.replace("14", repr(threshold))
+        commands = steps["summarize"].rstrip().replace(THRESHOLD, flag) + " --resume\n"
+        if verdict(reader.paste(commands, status=None), threshold) != rouge1:
+            fail("the continued file has another ROUGE-1")
+    if reader.statuses[-2:] != [1, 0]:
+        fail(f"exit statuses {reader.statuses[-2:]} above and below ROUGE-1, expected 1 and 0")
+    if reader.statuses[-3] != (0 if rouge1 > 14 else 1):
+        fail(f"exit status {reader.statuses[-3]} of a check of {rouge1} at 14")
 
 
 def main():
