@@ -11,6 +11,7 @@ void add_bench_command(CLI::App& app);
 void add_build_command(CLI::App& app);
 void add_compare_command(CLI::App& app);
 void add_convert_command(CLI::App& app);
+void add_diverge_command(CLI::App& app);
 void add_inspect_command(CLI::App& app);
 void add_lambada_command(CLI::App& app);
 void add_perplexity_command(CLI::App& app);

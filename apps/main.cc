@@ -80,6 +80,7 @@ int run(int argc, char** argv) {
   add_rouge_command(app);
   add_summarize_command(app);
   add_compare_command(app);
+  add_diverge_command(app);
   add_synth_command(app);
   add_bench_command(app);
   set_environment_names(app);

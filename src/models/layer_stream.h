@@ -76,6 +76,7 @@ class LayerStream {
   DType weight_dtype() const { return weights_.dtype(); }
   DType activation_dtype() const { return activation_dtype_; }
   DType kv_cache_dtype() const { return kv_dtype_; }
+  const KvScales& kv_scales() const { return kv_scales_; }
   bool has_own_head() const { return weights_.has_own_head(); }
   int64_t max_seq_len() const { return limits_.max_context_len; }
 
