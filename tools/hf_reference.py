@@ -179,9 +179,17 @@ def clean_up_tokenization(text):
     return text
 
 
+def refuse_nan(_ids, scores):
+    """A logits processor: generate() itself would take token 0 of logits that are no numbers."""
+    if not scores.isfinite().all():
+        fail("the model's logits are not finite: run it again, or with --dtype float32")
+    return scores
+
+
 def generate(arguments, model, rows):
     """The output ids of one batch of rows, to the end-of-text token (included) or output_len."""
     import torch
+    from transformers import LogitsProcessorList
 
     ends = eos_ids(model)
     pad = ends[0] if ends else 0
@@ -202,7 +210,7 @@ def generate(arguments, model, rows):
         output = model.generate(
             ids.to(arguments.device), attention_mask=mask.to(arguments.device),
             max_new_tokens=arguments.output_len, do_sample=False, num_beams=1, pad_token_id=pad,
-            eos_token_id=ends or None,
+            eos_token_id=ends or None, logits_processor=LogitsProcessorList([refuse_nan]),
         )
     for row in output[:, longest:].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), None)
@@ -308,7 +316,7 @@ def dump_logits(arguments):
         for start in starts:
             part = torch.tensor([ids[start: start + window]], dtype=torch.long)
             output = model(part.to(arguments.device), use_cache=False)
-            rows = output.logits[0].float().cpu().numpy()
+            rows = refuse_nan(None, output.logits[0].float()).cpu().numpy()
             logits[start: start + len(rows)] = rows.astype(arguments.dump_dtype)
     tensors = {"input_ids": numpy.array(ids, dtype=numpy.int32),
                "window_start": numpy.array(starts, dtype=numpy.int32), "logits": logits}
