@@ -37,7 +37,9 @@ cuda::KvCacheArgs cache_args(const KvLayer& c) {
           .num_blocks = c.num_blocks,
           .block_size = c.block_size,
           .num_heads = c.num_heads,
-          .head_dim = c.head_dim};
+          .head_dim = c.head_dim,
+          .k_scale = c.k_scale,
+          .v_scale = c.v_scale};
 }
 
 /// Recorded steps. Kernels of a step that runs for the first time may have to be loaded, which a
@@ -118,7 +120,9 @@ class CudaBackend : public Backend {
     return dtype == DType::kF32 ? LinearLayout::kOutIn : LinearLayout::kCore8x8;
   }
   DType activation_dtype(DType dtype) const override { return dtype; }
-  bool takes_kv_dtype(DType kv, DType dtype) const override { return kv == dtype; }
+  bool takes_kv_dtype(DType kv, DType dtype) const override {
+    return kv == dtype || is_quantized_kv(kv);
+  }
   int64_t kv_block_size() const override { return kKvBlockSize; }
   int64_t query_tile() const override { return cuda::kQueryTile; }
   int64_t row_stride(int64_t num_columns) const override {
@@ -259,6 +263,7 @@ class CudaBackend : public Backend {
     const cuda::AttentionArgs args{.num_tokens = op.qkv.shape[0],
                                    .num_seqs = op.batch.context_lens.shape[0],
                                    .qkv = op.qkv.data,
+                                   .dtype = op.qkv.dtype,
                                    .query_start = op.batch.query_start.as<int32_t>(),
                                    .context_lens = op.batch.context_lens.as<int32_t>(),
                                    .block_tables = op.batch.block_tables.as<int32_t>(),
@@ -270,13 +275,14 @@ class CudaBackend : public Backend {
                                    .workspace = workspace_.data(),
                                    .slot_mapping = op.slot_mapping.as<int64_t>(),
                                    .is_context_settled = true};
-    const bool is_fast = cuda::has_fast_attention(op.cache.dtype, op.cache.head_dim);
+    const bool is_fast = cuda::has_fast_attention(op.qkv.dtype, op.cache.dtype, op.cache.head_dim);
     if (is_fast && op.batch.is_decode) {  // writes K and V itself
       cuda::launch_attention_decode(args, context_);
       return;
     }
     cuda::launch_append_kv({.num_tokens = op.qkv.shape[0],
                             .qkv = op.qkv.data,
+                            .dtype = op.qkv.dtype,
                             .slot_mapping = op.slot_mapping.as<int64_t>(),
                             .cache = args.cache},
                            context_);

@@ -12,17 +12,26 @@ namespace caravan::cuda {
 struct KvCacheArgs {
   void* k = nullptr;          // [num_blocks, num_heads, block_size, head_dim]
   void* v = nullptr;          // [num_blocks, num_heads, block_size, head_dim]
-  DType dtype = DType::kF16;  // kF16, kBF16 or kF32: that of qkv
+  DType dtype = DType::kF16;  // that of qkv, or kI8 or kF8E4M3
   int64_t num_blocks = 0;
   int64_t block_size = 0;  // 16
   int64_t num_heads = 0;
   int64_t head_dim = 0;
+  // [num_heads] each, where dtype is kI8 or kF8E4M3: what the elements of a head are multiplied
+  // with. K of these is interleaved where head_dim % 16 == 0 (kv_element.cuh).
+  const float* k_scale = nullptr;
+  const float* v_scale = nullptr;
 };
+/// Throws kInvalidArgument when a quantized cache comes without scales.
+void check_kv_scales(const KvCacheArgs& cache, const char* op);
 
-/// Writes the K and V parts of qkv into the cache. A negative slot is skipped (padding rows).
+/// Writes the K and V parts of qkv into the cache, as x * (1 / scale) rounded to nearest even and
+/// clamped to +-127 (NaN to -127) or +-448 where that is quantized. A negative slot is skipped
+/// (padding rows).
 struct AppendKvArgs {
   int64_t num_tokens = 0;
-  const void* qkv = nullptr;              // [num_tokens, 3 * num_heads * head_dim] of cache.dtype
+  const void* qkv = nullptr;              // [num_tokens, 3 * num_heads * head_dim] of dtype
+  DType dtype = DType::kF16;              // kF16, kBF16 or kF32
   const int64_t* slot_mapping = nullptr;  // [num_tokens]: block * block_size + offset
   KvCacheArgs cache;
 };
@@ -40,6 +49,7 @@ struct AttentionArgs {
   int64_t num_tokens = 0;                 // rows of qkv and out
   int64_t num_seqs = 0;                   // padding sequences have context_lens 0: out is zeroed
   const void* qkv = nullptr;              // [num_tokens, 3 * num_heads * head_dim]: q is read
+  DType dtype = DType::kF16;              // of qkv and out: kF16, kBF16 or kF32
   const int32_t* query_start = nullptr;   // [num_seqs + 1]
   const int32_t* context_lens = nullptr;  // [num_seqs], tokens of this step included
   const int32_t* block_tables = nullptr;  // [num_seqs, max_blocks_per_seq]
@@ -47,7 +57,7 @@ struct AttentionArgs {
   int64_t max_context_len = 0;            // upper bound of context_lens: sizes the decode grid
   KvCacheArgs cache;
   float scale = 1.0f;         // applied to q k^T in float32
-  void* out = nullptr;        // [num_tokens, num_heads * head_dim] of cache.dtype
+  void* out = nullptr;        // [num_tokens, num_heads * head_dim]
   void* workspace = nullptr;  // attention_workspace_bytes(...); no initial contents
   // Decode only. [num_seqs] or null: K and V of each row are also written to the cache, so that
   // launch_append_kv is not needed; they are read from qkv. A negative slot is skipped.
@@ -72,12 +82,13 @@ inline constexpr int64_t kQueryTile = 128;
 void launch_attention_prefill(const AttentionArgs& args, const int32_t* tiles, int64_t num_tiles,
                               const LaunchContext& context);
 
-/// Any head_dim and dtype, any mix of sequences: one warp a query and head, scores in float64.
+/// Any head_dim and dtypes, any mix of sequences: one warp a query and head, scores in float64.
 /// Slow; for float32 and for head_dim that the others do not take.
 void launch_attention_simple(const AttentionArgs& args, const LaunchContext& context);
 
-/// True when launch_attention_decode and launch_attention_prefill take this cache: 16 bits,
-/// head_dim % 8 == 0 and <= 256.
-bool has_fast_attention(DType dtype, int64_t head_dim);
+/// True when launch_attention_decode and launch_attention_prefill take qkv of `dtype` with such a
+/// cache: 16 bits both, head_dim % 8 == 0 and <= 256; or 16 bits with a quantized cache, head_dim
+/// % 16 == 0 and <= 256.
+bool has_fast_attention(DType dtype, DType cache, int64_t head_dim);
 
 }  // namespace caravan::cuda

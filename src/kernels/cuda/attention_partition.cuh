@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/kv_element.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 // The arithmetic of one partition of the context, the same in decode and in prefill:
@@ -16,6 +17,8 @@
 //   o = round16(p) v   tensor cores, tokens in order in steps of 16, from zero
 // and of the merge of partition (m', l', o') into the state (m, l, o), partitions in order:
 //   M = max(m, m'), o = fma(o', 2^(m' - M), o 2^(m - M)), l likewise.
+// A quantized cache: k and v are its elements, widened to the type of q; scale is multiplied with
+// the scale of the head's K once, and the output with 1 / l times the scale of its V.
 
 namespace caravan::cuda {
 
@@ -80,21 +83,29 @@ __device__ __forceinline__ MergeFactors merge_references(float& m, float partiti
 __device__ __forceinline__ float merge(float state, float partition, const MergeFactors& f) {
   return __fmaf_rn(partition, f.partition, __fmul_rn(state, f.state));
 }
-/// out = o * (1 / l).
-__device__ __forceinline__ float normalizer(float l) { return __frcp_rn(l); }
-
-/// Byte offset of 16-byte chunk `chunk` of row `row` of a [rows][kHeadDim] tile of 16-bit elements:
-/// the chunks of eight rows lie in different banks, for ldmatrix along rows and along columns.
-template <int kHeadDim>
-__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
-  return static_cast<uint32_t>(row * kHeadDim * 2 + ((chunk ^ (row & 7)) << 4));
+/// out = o * (1 / l), times the scale of a quantized V.
+__device__ __forceinline__ float normalizer(float l, float v_scale) {
+  return __fmul_rn(__frcp_rn(l), v_scale);
 }
 
-/// One head of one sequence in the paged cache.
-template <typename T>
+/// What the 16-byte chunks of a row of kRowBytes are exchanged by, in a tile of such rows: the
+/// chunks of eight rows lie in different banks, for ldmatrix along rows and along columns.
+template <int kRowBytes>
+__device__ __forceinline__ int row_swizzle(int row) {
+  static_assert(kRowBytes >= 64);
+  return kRowBytes == 64 ? row >> 1 & 3 : row & 7;
+}
+/// Byte offset of 16-byte chunk `chunk` of row `row`.
+template <int kRowBytes>
+__device__ __forceinline__ uint32_t swizzled(int row, int chunk) {
+  return static_cast<uint32_t>(row * kRowBytes + ((chunk ^ row_swizzle<kRowBytes>(row)) << 4));
+}
+
+/// One head of one sequence in the paged cache of elements C.
+template <typename C>
 struct PagedHead {
-  const T* k;  // of block 0
-  const T* v;
+  const C* k;  // of block 0
+  const C* v;
   int64_t block_stride;  // elements from one block to the next
   const int32_t* table;  // the sequence's row of block_tables
   int32_t context_len;
@@ -114,44 +125,49 @@ __device__ __forceinline__ void load_table(int32_t (&blocks)[kBlocksPerPartition
 
 /// Copies K (or V) of a partition to shared memory; rows beyond the context and columns beyond
 /// head_dim become zero, whatever the cache holds there.
-template <typename T, int kHeadDim, int kThreads>
-__device__ __forceinline__ void load_partition(uint32_t tile, const T* cache,
-                                               const PagedHead<T>& head,
+template <typename C, int kHeadDim, int kThreads>
+__device__ __forceinline__ void load_partition(uint32_t tile, const C* cache,
+                                               const PagedHead<C>& head,
                                                const int32_t (&blocks)[kBlocksPerPartition],
                                                int partition) {
-  constexpr int kChunks = kHeadDim / 8;
+  constexpr int kPerChunk = 16 / sizeof(C);
+  constexpr int kChunks = kHeadDim / kPerChunk;
   constexpr int kRowsAtOnce = kThreads / kChunks;
   static_assert(kRowsAtOnce <= 32 && kPartitionTokens % kRowsAtOnce == 0);
   const int chunk = static_cast<int>(threadIdx.x) % kChunks;
   const int first_row = static_cast<int>(threadIdx.x) / kChunks;
+  const int visible =
+      chunk * kPerChunk < head.head_dim ? head.context_len - partition * kPartitionTokens : 0;
 #pragma unroll
   for (int i = 0; i < kPartitionTokens / kRowsAtOnce; ++i) {
     const int row = i * kRowsAtOnce + first_row;
-    const int token = partition * kPartitionTokens + row;
-    const bool is_valid = token < head.context_len && chunk * 8 < head.head_dim;
+    const bool is_valid = row < visible;
     int32_t block = blocks[i * kRowsAtOnce / kCacheBlock];
     if (kRowsAtOnce > kCacheBlock && first_row >= kCacheBlock) {
       block = blocks[(i * kRowsAtOnce + kRowsAtOnce - 1) / kCacheBlock];
     }
-    const T* source =
-        cache + block * head.block_stride + (token % kCacheBlock) * head.head_dim + chunk * 8;
-    cp_async_16(tile + swizzled<kHeadDim>(row, chunk), is_valid ? source : cache,
+    // Unsigned, so that the rest is bits alone and the same for all i where it can be.
+    const int in_block = static_cast<unsigned>(row) % kCacheBlock * head.head_dim;
+    const C* source = cache + block * head.block_stride + (in_block + chunk * kPerChunk);
+    cp_async_16(tile + swizzled<kHeadDim * sizeof(C)>(row, chunk), is_valid ? source : cache,
                 is_valid ? 16 : 0);
   }
 }
 
 /// The cache as the fast kernels see it.
-template <typename T>
+template <typename C>
 struct PagedCache {
-  const T* k = nullptr;
-  const T* v = nullptr;
+  const C* k = nullptr;
+  const C* v = nullptr;
   const int32_t* block_tables = nullptr;
   int64_t max_blocks_per_seq = 0;
   const int32_t* context_lens = nullptr;
   int32_t num_heads = 0;
   int32_t head_dim = 0;
+  const float* k_scales = nullptr;  // [num_heads], of a quantized cache
+  const float* v_scales = nullptr;
 
-  __device__ __forceinline__ PagedHead<T> head(int seq, int head_index) const {
+  __device__ __forceinline__ PagedHead<C> head(int seq, int head_index) const {
     const int64_t offset = static_cast<int64_t>(head_index) * kCacheBlock * head_dim;
     return {k + offset,
             v + offset,
@@ -160,42 +176,52 @@ struct PagedCache {
             context_lens[seq],
             head_dim};
   }
+  __device__ __forceinline__ float score_scale(float scale_log2, int head_index) const {
+    if constexpr (kIsQuantized<C>) return __fmul_rn(scale_log2, k_scales[head_index]);
+    return scale_log2;
+  }
+  __device__ __forceinline__ float v_scale(int head_index) const {
+    if constexpr (kIsQuantized<C>) return v_scales[head_index];
+    return 1.0f;
+  }
 };
 
-template <typename T>
-PagedCache<T> paged_cache(const AttentionArgs& args) {
-  return {static_cast<const T*>(args.cache.k),
-          static_cast<const T*>(args.cache.v),
+template <typename C>
+PagedCache<C> paged_cache(const AttentionArgs& args) {
+  return {static_cast<const C*>(args.cache.k),
+          static_cast<const C*>(args.cache.v),
           args.block_tables,
           args.max_blocks_per_seq,
           args.context_lens,
           static_cast<int32_t>(args.cache.num_heads),
-          static_cast<int32_t>(args.cache.head_dim)};
+          static_cast<int32_t>(args.cache.head_dim),
+          args.cache.k_scale,
+          args.cache.v_scale};
 }
 
 inline constexpr float kLog2E = 1.44269504088896340736f;
 
-template <typename T>
+template <typename T, typename C>
 struct PrefillParams {
   const T* qkv = nullptr;
   T* out = nullptr;
   const int32_t* query_start = nullptr;
   const int32_t* tiles = nullptr;
   int64_t num_tiles = 0;
-  PagedCache<T> cache;
+  PagedCache<C> cache;
   float scale_log2 = 0.0f;
   bool is_context_settled = false;
 };
 
-template <typename T>
-PrefillParams<T> prefill_params(const AttentionArgs& args, const int32_t* tiles,
-                                int64_t num_tiles) {
+template <typename T, typename C>
+PrefillParams<T, C> prefill_params(const AttentionArgs& args, const int32_t* tiles,
+                                   int64_t num_tiles) {
   return {static_cast<const T*>(args.qkv),
           static_cast<T*>(args.out),
           args.query_start,
           tiles,
           num_tiles,
-          paged_cache<T>(args),
+          paged_cache<C>(args),
           args.scale * kLog2E,
           args.is_context_settled};
 }
@@ -203,8 +229,18 @@ PrefillParams<T> prefill_params(const AttentionArgs& args, const int32_t* tiles,
 /// Throws unless the fast kernels take these arguments.
 void check_fast_attention(const AttentionArgs& args);
 
+/// The fast kernels with a cache of elements C, in files of their own.
+template <typename C>
+void launch_decode_quantized(const AttentionArgs& args, const LaunchContext& context);
+template <typename C>
+void launch_prefill_quantized(const AttentionArgs& args, const int32_t* tiles, int64_t num_tiles,
+                              const LaunchContext& context);
+
 /// launch_attention_prefill on Hopper, head_dim <= 128.
 void launch_attention_prefill_wgmma(const AttentionArgs& args, const int32_t* tiles,
+                                    int64_t num_tiles, const LaunchContext& context);
+template <typename C>
+void launch_prefill_wgmma_quantized(const AttentionArgs& args, const int32_t* tiles,
                                     int64_t num_tiles, const LaunchContext& context);
 
 }  // namespace caravan::cuda

@@ -1,4 +1,5 @@
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/kv_element.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace caravan::cuda {
@@ -23,6 +24,9 @@ struct SimpleParams {
   int64_t num_heads;
   int64_t head_dim;
   float scale;
+  const float* k_scales;  // [num_heads] or null
+  const float* v_scales;
+  bool is_k_interleaved;
 };
 
 /// The sequence of a token: the last s with query_start[s] <= token (an empty one never is).
@@ -44,7 +48,7 @@ __device__ __forceinline__ int64_t sequence_of(const int32_t* query_start, int64
 /// One warp a query and head; 32 tokens at a time, one a lane for the scores, one or more output
 /// columns a lane for the sums. Scores in float64: those of a badly scaled model reach 1e5, where
 /// float32 rounds them by 1e-2, which is a factor of 1.01 on a weight.
-template <typename T>
+template <typename T, typename C>
 __global__ void __launch_bounds__(kSimpleWarps * 32)
     attention_simple_kernel(const SimpleParams params) {
   pdl_launch_dependents();
@@ -67,6 +71,12 @@ __global__ void __launch_bounds__(kSimpleWarps * 32)
     return ((block * params.num_heads + head) * params.block_size + position % params.block_size) *
            head_dim;
   };
+  double scale = static_cast<double>(params.scale);
+  float v_scale = 1.0f;
+  if constexpr (kIsQuantized<C>) {
+    scale *= static_cast<double>(params.k_scales[head]);
+    v_scale = params.v_scales[head];
+  }
   const bool is_padding = params.context_lens[seq] <= 0 || length <= 0;
 
   for (int64_t slice = 0; slice < head_dim; slice += kSliceColumns) {
@@ -79,12 +89,15 @@ __global__ void __launch_bounds__(kSimpleWarps * 32)
       int64_t my_row = 0;
       if (position < length) {
         my_row = cache_row(position);
-        const T* k = static_cast<const T*>(params.k) + my_row;
+        const C* k = static_cast<const C*>(params.k) + my_row;
         double sum = 0.0;
         for (int64_t d = 0; d < head_dim; ++d) {
-          sum = fma(static_cast<double>(to_float(q[d])), static_cast<double>(to_float(k[d])), sum);
+          const int64_t column =
+              kIsQuantized<C> && params.is_k_interleaved ? interleaved_column(d) : d;
+          sum = fma(static_cast<double>(to_float(q[d])),
+                    static_cast<double>(element_to_float(k[column])), sum);
         }
-        score = sum * static_cast<double>(params.scale);
+        score = sum * scale;
       }
       double chunk_m = score;
 #pragma unroll
@@ -106,11 +119,12 @@ __global__ void __launch_bounds__(kSimpleWarps * 32)
       const int count = static_cast<int>(min(static_cast<int64_t>(32), length - base));
       for (int j = 0; j < count; ++j) {
         const float weight = __shfl_sync(0xFFFFFFFFu, p, j);
-        const T* v = static_cast<const T*>(params.v) + __shfl_sync(0xFFFFFFFFu, my_row, j) + slice;
+        const C* v = static_cast<const C*>(params.v) + __shfl_sync(0xFFFFFFFFu, my_row, j) + slice;
 #pragma unroll
         for (int c = 0; c < kColumnsPerLane; ++c) {
           const int64_t column = c * 32 + lane;
-          if (slice + column < head_dim) o[c] = __fmaf_rn(weight, to_float(v[column]), o[c]);
+          if (slice + column < head_dim)
+            o[c] = __fmaf_rn(weight, element_to_float(v[column]), o[c]);
         }
       }
     }
@@ -118,15 +132,30 @@ __global__ void __launch_bounds__(kSimpleWarps * 32)
     for (int c = 0; c < kColumnsPerLane; ++c) {
       const int64_t column = slice + c * 32 + lane;
       if (column < head_dim) {
-        out[column] = from_float<T>(is_padding ? 0.0f : __fdiv_rn(o[c], l));
+        out[column] = from_float<T>(is_padding ? 0.0f : __fmul_rn(__fdiv_rn(o[c], l), v_scale));
       }
     }
   }
 }
 
+template <typename T>
+void launch_simple_dtype(const AttentionArgs& args, const SimpleParams& params,
+                         const LaunchContext& context) {
+  const int64_t rows = args.num_tokens * args.cache.num_heads;
+  const dim3 grid(static_cast<unsigned>((rows + kSimpleWarps - 1) / kSimpleWarps));
+  const dim3 block(kSimpleWarps * 32);
+  const auto start = [&](auto kernel) { launch(context, kernel, grid, block, 0, params); };
+  if (args.cache.dtype == args.dtype) return start(attention_simple_kernel<T, T>);
+  if (args.cache.dtype == DType::kI8) return start(attention_simple_kernel<T, int8_t>);
+  if (args.cache.dtype == DType::kF8E4M3) return start(attention_simple_kernel<T, Float8>);
+  throw_unsupported("attention: a cache of " + std::string(dtype_name(args.dtype)) +
+                    ", int8 or float8_e4m3fn needed, got " + dtype_name(args.cache.dtype));
+}
+
 }  // namespace
 
 void launch_attention_simple(const AttentionArgs& args, const LaunchContext& context) {
+  check_kv_scales(args.cache, "attention");
   if (args.num_tokens == 0 || args.num_seqs == 0) return;
   SimpleParams params{};
   params.qkv = args.qkv;
@@ -143,19 +172,19 @@ void launch_attention_simple(const AttentionArgs& args, const LaunchContext& con
   params.num_heads = args.cache.num_heads;
   params.head_dim = args.cache.head_dim;
   params.scale = args.scale;
-  const int64_t rows = args.num_tokens * args.cache.num_heads;
-  const dim3 grid(static_cast<unsigned>((rows + kSimpleWarps - 1) / kSimpleWarps));
-  const dim3 block(kSimpleWarps * 32);
-  switch (args.cache.dtype) {
+  params.k_scales = args.cache.k_scale;
+  params.v_scales = args.cache.v_scale;
+  params.is_k_interleaved = is_k_interleaved(args.cache.dtype, args.cache.head_dim);
+  switch (args.dtype) {
     case DType::kF32:
-      return launch(context, attention_simple_kernel<float>, grid, block, 0, params);
+      return launch_simple_dtype<float>(args, params, context);
     case DType::kF16:
-      return launch(context, attention_simple_kernel<__half>, grid, block, 0, params);
+      return launch_simple_dtype<__half>(args, params, context);
     case DType::kBF16:
-      return launch(context, attention_simple_kernel<__nv_bfloat16>, grid, block, 0, params);
+      return launch_simple_dtype<__nv_bfloat16>(args, params, context);
     default:
       throw_unsupported("attention: f16, bf16 or f32 needed, got " +
-                        std::string(dtype_name(args.cache.dtype)));
+                        std::string(dtype_name(args.dtype)));
   }
 }
 

@@ -53,7 +53,8 @@ struct PackWeightArgs {
 void launch_pack_weight(const PackWeightArgs& args, const LaunchContext& context);
 
 /// data[i] = mean + scale * a uniform random number in [-1, 1), a function of seed and i alone,
-/// rounded to dtype. Requires: data aligned to 16 bytes.
+/// rounded to dtype (int8 and float8_e4m3fn: clamped to +-127 and +-448). Requires: data aligned to
+/// 16 bytes.
 void launch_fill_random(void* data, DType dtype, int64_t count, float mean, float scale,
                         uint64_t seed, const LaunchContext& context);
 

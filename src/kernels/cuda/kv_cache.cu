@@ -1,12 +1,14 @@
 #include <algorithm>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/kv_element.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace caravan::cuda {
 namespace {
 
 constexpr int kAppendThreads = 256;
+constexpr int64_t kMaxAppendTokens = 65535;  // of a launch: gridDim.y
 
 struct AppendKvParams {
   const void* qkv;
@@ -51,10 +53,8 @@ void launch_units(const AppendKvArgs& args, const LaunchContext& context) {
   params.head_units = args.cache.head_dim * static_cast<int64_t>(dtype_size(args.cache.dtype)) /
                       static_cast<int64_t>(sizeof(Unit));
   const int64_t row_units = 2 * params.num_heads * params.head_units;
-  // gridDim.y is 65,535 at most.
-  constexpr int64_t kMaxTokens = 65535;
-  for (int64_t first = 0; first < args.num_tokens; first += kMaxTokens) {
-    const int64_t count = std::min(kMaxTokens, args.num_tokens - first);
+  for (int64_t first = 0; first < args.num_tokens; first += kMaxAppendTokens) {
+    const int64_t count = std::min(kMaxAppendTokens, args.num_tokens - first);
     params.qkv =
         static_cast<const Unit*>(args.qkv) + first * 3 * params.num_heads * params.head_units;
     params.slot_mapping = args.slot_mapping + first;
@@ -65,18 +65,120 @@ void launch_units(const AppendKvArgs& args, const LaunchContext& context) {
   }
 }
 
+struct QuantizedAppendParams {
+  const void* qkv;
+  const int64_t* slot_mapping;
+  void* k;
+  void* v;
+  const float* k_scale;
+  const float* v_scale;
+  int64_t block_size;
+  int64_t num_heads;
+  int64_t head_dim;
+};
+
+/// A thread quantizes 16 elements of a head (head_dim % 16 == 0) or one. Block (part of a row,
+/// token).
+template <typename T, typename C, bool kIsVector>
+__global__ void __launch_bounds__(kAppendThreads)
+    append_quantized_kv_kernel(const QuantizedAppendParams params) {
+  constexpr int kWidth = kIsVector ? 16 : 1;
+  pdl_launch_dependents();
+  pdl_wait();
+  const int64_t token = blockIdx.y;
+  const int64_t slot = params.slot_mapping[token];
+  const int64_t hidden = params.num_heads * params.head_dim;
+  const int64_t index = (static_cast<int64_t>(blockIdx.x) * kAppendThreads + threadIdx.x) * kWidth;
+  if (slot < 0 || index >= 2 * hidden) return;
+  const bool is_v = index >= hidden;
+  const int64_t in_row = is_v ? index - hidden : index;
+  const int64_t head = in_row / params.head_dim;
+  const int64_t block = slot / params.block_size;
+  const int64_t offset = slot - block * params.block_size;
+  const float reciprocal = __frcp_rn((is_v ? params.v_scale : params.k_scale)[head]);
+  const T* source = static_cast<const T*>(params.qkv) + (token * 3 + 1) * hidden + index;
+  C* target = static_cast<C*>(is_v ? params.v : params.k) +
+              ((block * params.num_heads + head) * params.block_size + offset) * params.head_dim +
+              in_row - head * params.head_dim;
+  if constexpr (kIsVector) {
+    *reinterpret_cast<uint4*>(target) = is_v ? quantize_chunk<T, C, false>(source, reciprocal)
+                                             : quantize_chunk<T, C, true>(source, reciprocal);
+  } else {
+    *reinterpret_cast<uint8_t*>(target) =
+        static_cast<uint8_t>(quantize<C>(__fmul_rn(to_float(*source), reciprocal)));
+  }
+}
+
+template <typename T, typename C>
+void launch_quantized(const AppendKvArgs& args, const LaunchContext& context) {
+  QuantizedAppendParams params{nullptr,
+                               nullptr,
+                               args.cache.k,
+                               args.cache.v,
+                               args.cache.k_scale,
+                               args.cache.v_scale,
+                               args.cache.block_size,
+                               args.cache.num_heads,
+                               args.cache.head_dim};
+  const int64_t hidden = params.num_heads * params.head_dim;
+  const bool is_vector = params.head_dim % 16 == 0;
+  const int64_t row_threads = 2 * hidden / (is_vector ? 16 : 1);
+  for (int64_t first = 0; first < args.num_tokens; first += kMaxAppendTokens) {
+    params.qkv = static_cast<const T*>(args.qkv) + first * 3 * hidden;
+    params.slot_mapping = args.slot_mapping + first;
+    launch(context,
+           is_vector ? append_quantized_kv_kernel<T, C, true>
+                     : append_quantized_kv_kernel<T, C, false>,
+           dim3(static_cast<unsigned>((row_threads + kAppendThreads - 1) / kAppendThreads),
+                static_cast<unsigned>(std::min(kMaxAppendTokens, args.num_tokens - first))),
+           dim3(kAppendThreads), 0, params);
+  }
+}
+
+template <typename C>
+void launch_quantized_dtype(const AppendKvArgs& args, const LaunchContext& context) {
+  switch (args.dtype) {
+    case DType::kF32:
+      return launch_quantized<float, C>(args, context);
+    case DType::kF16:
+      return launch_quantized<__half, C>(args, context);
+    case DType::kBF16:
+      return launch_quantized<__nv_bfloat16, C>(args, context);
+    default:
+      throw_unsupported("append_kv: f16, bf16 or f32 needed, got " +
+                        std::string(dtype_name(args.dtype)));
+  }
+}
+
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
 }  // namespace
 
-void launch_append_kv(const AppendKvArgs& args, const LaunchContext& context) {
-  const size_t element = dtype_size(args.cache.dtype);
-  if (element != 2 && element != 4) {
-    throw_unsupported("append_kv: f16, bf16 or f32 needed, got " +
-                      std::string(dtype_name(args.cache.dtype)));
+void check_kv_scales(const KvCacheArgs& cache, const char* op) {
+  const bool is_quantized = cache.dtype == DType::kI8 || cache.dtype == DType::kF8E4M3;
+  if (is_quantized && (cache.k_scale == nullptr || cache.v_scale == nullptr)) {
+    throw_invalid(std::string(op) + ": a cache of " + dtype_name(cache.dtype) +
+                  " needs k_scale and v_scale, got none");
   }
-  const auto is_aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  const bool fits_16 = args.cache.head_dim * static_cast<int64_t>(element) % 16 == 0 &&
-                       is_aligned(args.qkv) && is_aligned(args.cache.k) && is_aligned(args.cache.v);
-  if (fits_16) {
+}
+
+void launch_append_kv(const AppendKvArgs& args, const LaunchContext& context) {
+  check_kv_scales(args.cache, "append_kv");
+  const bool is_16_aligned =
+      is_aligned(args.qkv) && is_aligned(args.cache.k) && is_aligned(args.cache.v);
+  if (args.cache.dtype == DType::kI8 || args.cache.dtype == DType::kF8E4M3) {
+    if (!is_16_aligned) throw_invalid("append_kv: qkv, k and v must be aligned to 16 bytes");
+    if (args.cache.dtype == DType::kI8) return launch_quantized_dtype<int8_t>(args, context);
+    return launch_quantized_dtype<Float8>(args, context);
+  }
+  const size_t element = dtype_size(args.cache.dtype);
+  if (args.dtype != args.cache.dtype || (element != 2 && element != 4)) {
+    throw_unsupported(
+        "append_kv: f16, bf16 or f32 and a cache of the same, int8 or float8_e4m3fn "
+        "needed, got " +
+        std::string(dtype_name(args.dtype)) + " and " + dtype_name(args.cache.dtype));
+  }
+  if (is_16_aligned && args.cache.head_dim * static_cast<int64_t>(element) % 16 == 0) {
     launch_units<uint4>(args, context);
   } else if (element == 4) {
     launch_units<uint32_t>(args, context);

@@ -4,6 +4,7 @@
 #include "core/linear_layout.h"
 #include "core/tensor.h"
 #include "kernels/cuda/embedding.h"
+#include "kernels/cuda/kv_element.cuh"
 #include "kernels/cuda/ptx.cuh"
 
 namespace caravan::cuda {
@@ -199,6 +200,15 @@ struct FillParams {
 };
 
 template <typename T>
+__device__ __forceinline__ T filled(float value) {
+  if constexpr (kIsQuantized<T>) {
+    return static_cast<T>(quantize<T>(value));
+  } else {
+    return from_float<T>(value);
+  }
+}
+
+template <typename T>
 __global__ void __launch_bounds__(kThreads) fill_random_kernel(const FillParams p) {
   constexpr int kWidth = 16 / sizeof(T);
   pdl_launch_dependents();
@@ -212,9 +222,8 @@ __global__ void __launch_bounds__(kThreads) fill_random_kernel(const FillParams 
 #pragma unroll
     for (int j = 0; j < kWidth; j += 2) {
       const uint64_t bits = random_bits(p.seed, static_cast<uint64_t>(i + j) / 2);
-      values[j] = from_float<T>(fmaf(p.scale, uniform(static_cast<uint32_t>(bits)), p.mean));
-      values[j + 1] =
-          from_float<T>(fmaf(p.scale, uniform(static_cast<uint32_t>(bits >> 32)), p.mean));
+      values[j] = filled<T>(fmaf(p.scale, uniform(static_cast<uint32_t>(bits)), p.mean));
+      values[j + 1] = filled<T>(fmaf(p.scale, uniform(static_cast<uint32_t>(bits >> 32)), p.mean));
     }
     if (i + kWidth <= p.count) {
       *reinterpret_cast<uint4*>(data + i) = word;
@@ -251,7 +260,9 @@ void launch_fill_random(void* data, DType dtype, int64_t count, float mean, floa
   if (dtype == DType::kF32) return start(fill_random_kernel<float>);
   if (dtype == DType::kF16) return start(fill_random_kernel<__half>);
   if (dtype == DType::kBF16) return start(fill_random_kernel<__nv_bfloat16>);
-  throw_unsupported("fill_random: dtype must be float32, float16 or bfloat16");
+  if (dtype == DType::kI8) return start(fill_random_kernel<int8_t>);
+  if (dtype == DType::kF8E4M3) return start(fill_random_kernel<Float8>);
+  throw_unsupported("fill_random: dtype must be float32, float16, bfloat16, int8 or float8_e4m3fn");
 }
 
 }  // namespace caravan::cuda
