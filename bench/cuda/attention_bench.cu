@@ -1,5 +1,6 @@
-// Attention kernels over a paged cache of camel-5b's shape (32 heads of 128, float16): decode in
-// us, GB/s of K and V and share of the read ceiling of the same run, prefill in us and TFLOP/s.
+// Attention kernels over a paged cache of camel-5b's shape (32 heads of 128, float16 queries; a
+// cache of float16, int8 and float8_e4m3fn): decode in us, GB/s of K and V and share of the read
+// ceiling of the same run, prefill in us and TFLOP/s.
 
 #include <algorithm>
 #include <cstdio>
@@ -7,9 +8,11 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/embedding.h"
 #include "kernels/cuda/ptx.cuh"
 
 namespace caravan::cuda {
@@ -20,15 +23,6 @@ constexpr int64_t kHeadDim = 128;
 constexpr int64_t kBlock = 16;
 constexpr int64_t kNumBlocks = 16384;  // 2.1 GB of K, as much of V
 constexpr int64_t kBlockBytes = kHeads * kBlock * kHeadDim * 2;
-
-__global__ void fill_kernel(__half* data, int64_t count, float scale) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
-       i += stride) {
-    const uint32_t bits = static_cast<uint32_t>(i * 2654435761u) ^ static_cast<uint32_t>(i >> 7);
-    data[i] = __float2half(scale * (static_cast<float>(bits % 2048u) / 1024.0f - 1.0f));
-  }
-}
 
 __global__ void __launch_bounds__(512)
     read_kernel(const uint4* data, int64_t count, uint32_t* out) {
@@ -94,9 +88,27 @@ struct Device {
   __half* qkv = nullptr;
   __half* out = nullptr;
   void* workspace = nullptr;
+  float* kv_scale = nullptr;
   double read_ceiling = 0.0;  // GB/s
 
-  KvCacheArgs cache() const { return {k, v, DType::kF16, kNumBlocks, kBlock, kHeads, kHeadDim}; }
+  /// As many blocks of any dtype, so that the caches stay as cold.
+  KvCacheArgs cache(DType dtype) const {
+    return {k, v, dtype, kNumBlocks, kBlock, kHeads, kHeadDim, kv_scale, kv_scale};
+  }
+  /// Values up to 1.
+  void fill_cache(DType dtype) const {
+    const float one = 1.0f / scale(dtype);
+    const int64_t count = kNumBlocks * kBlockBytes / 2;
+    launch_fill_random(k, dtype, count, 0.0f, one, 1, context);
+    launch_fill_random(v, dtype, count, 0.0f, one, 2, context);
+    const std::vector<float> scales(kHeads, scale(dtype));
+    CARAVAN_CUDA_CHECK(
+        cudaMemcpy(kv_scale, scales.data(), kHeads * sizeof(float), cudaMemcpyHostToDevice));
+    CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
+  }
+  static float scale(DType dtype) {
+    return dtype == DType::kI8 ? 8.0f / 127.0f : dtype == DType::kF8E4M3 ? 8.0f / 448.0f : 1.0f;
+  }
 };
 
 constexpr int64_t kMaxRows = 32768;
@@ -116,10 +128,9 @@ Device make_device() {
   CARAVAN_CUDA_CHECK(cudaMalloc(&device.out, qkv_elements * 2 / 3));
   CARAVAN_CUDA_CHECK(
       cudaMalloc(&device.workspace, attention_workspace_bytes(128, kHeads, kHeadDim, 2048)));
-  const int grid = device.context.num_sms * 8;
-  fill_kernel<<<grid, 512>>>(device.k, kNumBlocks * kBlockBytes / 2, 1.0f);
-  fill_kernel<<<grid, 512>>>(device.v, kNumBlocks * kBlockBytes / 2, 1.0f);
-  fill_kernel<<<grid, 512>>>(device.qkv, qkv_elements, 1.0f);
+  CARAVAN_CUDA_CHECK(cudaMalloc(&device.kv_scale, kHeads * sizeof(float)));
+  device.fill_cache(DType::kF16);
+  launch_fill_random(device.qkv, DType::kF16, qkv_elements, 0.0f, 1.0f, 3, device.context);
   uint32_t* sink = nullptr;
   CARAVAN_CUDA_CHECK(cudaMalloc(&sink, 4));
   for (int blocks : {2, 4, 8}) {
@@ -148,8 +159,9 @@ std::vector<int32_t> make_tables(int64_t copies, int64_t num_seqs, int64_t block
 }
 
 /// Returns microseconds. max_context_len: what a captured graph would have been sized for.
-double time_decode(const Device& device, const LaunchContext& context, int64_t num_seqs,
-                   int64_t context_len, int64_t max_context_len, bool is_settled) {
+double time_decode(const Device& device, const LaunchContext& context, DType dtype,
+                   int64_t num_seqs, int64_t context_len, int64_t max_context_len,
+                   bool is_settled) {
   const int64_t blocks_per_seq = (context_len + kBlock - 1) / kBlock;
   const int64_t copies = std::max<int64_t>(1, kNumBlocks / (num_seqs * blocks_per_seq));
   int32_t* tables = upload(make_tables(copies, num_seqs, blocks_per_seq));
@@ -161,7 +173,7 @@ double time_decode(const Device& device, const LaunchContext& context, int64_t n
   args.context_lens = lens;
   args.max_blocks_per_seq = blocks_per_seq;
   args.max_context_len = max_context_len;
-  args.cache = device.cache();
+  args.cache = device.cache(dtype);
   args.scale = 0.0883883f;
   args.out = device.out;
   args.workspace = device.workspace;
@@ -176,17 +188,19 @@ double time_decode(const Device& device, const LaunchContext& context, int64_t n
   return us;
 }
 
-void bench_decode(const Device& device) {
+void bench_decode(const Device& device, DType dtype) {
   for (const bool is_settled : {false, true}) {
     for (const int64_t num_seqs : {1, 8, 32, 128}) {
       for (const int64_t context_len : {512, 1500, 2048}) {
         const double us =
-            time_decode(device, device.context, num_seqs, context_len, 2048, is_settled);
-        const double bytes = 4.0 * kHeads * kHeadDim * static_cast<double>(num_seqs * context_len);
-        std::printf("decode%s batch %3d context %4d: %8.2f us %6.0f GB/s %5.1f %% of the ceiling\n",
-                    is_settled ? " (settled)" : "", static_cast<int>(num_seqs),
-                    static_cast<int>(context_len), us, bytes / us * 1e-3,
-                    bytes / us * 1e-1 / device.read_ceiling);
+            time_decode(device, device.context, dtype, num_seqs, context_len, 2048, is_settled);
+        const double bytes = 2.0 * static_cast<double>(dtype_size(dtype)) * kHeads * kHeadDim *
+                             static_cast<double>(num_seqs * context_len);
+        std::printf(
+            "decode %s%s batch %3d context %4d: %8.2f us %6.0f GB/s %5.1f %% of the ceiling\n",
+            dtype_name(dtype), is_settled ? " (settled)" : "", static_cast<int>(num_seqs),
+            static_cast<int>(context_len), us, bytes / us * 1e-3,
+            bytes / us * 1e-1 / device.read_ceiling);
       }
     }
   }
@@ -194,7 +208,8 @@ void bench_decode(const Device& device) {
 
 /// num_seqs sequences of num_tokens query tokens after `prefix` cached ones.
 void bench_prefill(const Device& device, const char* name, const LaunchContext& context,
-                   bool is_settled, int64_t num_seqs, int64_t num_tokens, int64_t prefix) {
+                   DType dtype, bool is_settled, int64_t num_seqs, int64_t num_tokens,
+                   int64_t prefix) {
   const int64_t context_len = prefix + num_tokens;
   const int64_t blocks_per_seq = (context_len + kBlock - 1) / kBlock;
   int32_t* tables = upload(make_tables(1, num_seqs, blocks_per_seq));
@@ -219,7 +234,7 @@ void bench_prefill(const Device& device, const char* name, const LaunchContext& 
   args.block_tables = tables;
   args.max_blocks_per_seq = blocks_per_seq;
   args.max_context_len = context_len;
-  args.cache = device.cache();
+  args.cache = device.cache(dtype);
   args.scale = 0.0883883f;
   args.out = device.out;
   args.is_context_settled = is_settled;
@@ -228,31 +243,41 @@ void bench_prefill(const Device& device, const char* name, const LaunchContext& 
   });
   const double flops = 4.0 * kHeads * kHeadDim * static_cast<double>(num_seqs * num_tokens) *
                        (static_cast<double>(prefix) + 0.5 * static_cast<double>(num_tokens));
-  std::printf("%s %2d x %4d after %4d: %9.2f us %6.1f TFLOP/s\n", name, static_cast<int>(num_seqs),
-              static_cast<int>(num_tokens), static_cast<int>(prefix), us, flops / us * 1e-6);
+  std::printf("%s %s %2d x %4d after %4d: %9.2f us %6.1f TFLOP/s\n", name, dtype_name(dtype),
+              static_cast<int>(num_seqs), static_cast<int>(num_tokens), static_cast<int>(prefix),
+              us, flops / us * 1e-6);
   for (int32_t* p : {tables, lens, query_start, device_tiles}) CARAVAN_CUDA_CHECK(cudaFree(p));
 }
 
 void bench_prefill_shapes(const Device& device, const char* name, const LaunchContext& context,
-                          bool is_settled) {
-  bench_prefill(device, name, context, is_settled, 1, 512, 0);
-  bench_prefill(device, name, context, is_settled, 1, 2048, 0);
-  bench_prefill(device, name, context, is_settled, 8, 2048, 0);
-  bench_prefill(device, name, context, is_settled, 32, 512, 0);
-  bench_prefill(device, name, context, is_settled, 1, 512, 1536);
+                          DType dtype, bool is_settled) {
+  bench_prefill(device, name, context, dtype, is_settled, 1, 512, 0);
+  bench_prefill(device, name, context, dtype, is_settled, 1, 2048, 0);
+  bench_prefill(device, name, context, dtype, is_settled, 8, 2048, 0);
+  bench_prefill(device, name, context, dtype, is_settled, 32, 512, 0);
+  bench_prefill(device, name, context, dtype, is_settled, 1, 512, 1536);
 }
 
 }  // namespace
 }  // namespace caravan::cuda
 
-int main() {
+// usage: attention_bench [all|decode|prefill [float16|int8|float8_e4m3fn]]
+int main(int argc, char** argv) {
   using namespace caravan::cuda;
+  using caravan::DType;
+  const std::string what = argc > 1 ? argv[1] : "all";
+  const std::string only = argc > 2 ? argv[2] : "";
   const Device device = make_device();
-  bench_decode(device);
-  bench_prefill_shapes(device, "prefill", device.context, false);
-  bench_prefill_shapes(device, "prefill (settled)", device.context, true);
   LaunchContext before_hopper = device.context;
   before_hopper.compute_capability = 80;
-  bench_prefill_shapes(device, "prefill (mma.sync)", before_hopper, false);
+  for (const DType dtype : {DType::kF16, DType::kI8, DType::kF8E4M3}) {
+    if (!only.empty() && only != caravan::dtype_name(dtype)) continue;
+    device.fill_cache(dtype);
+    if (what != "prefill") bench_decode(device, dtype);
+    if (what == "decode") continue;
+    bench_prefill_shapes(device, "prefill", device.context, dtype, false);
+    bench_prefill_shapes(device, "prefill (settled)", device.context, dtype, true);
+    bench_prefill_shapes(device, "prefill (mma.sync)", before_hopper, dtype, false);
+  }
   return 0;
 }

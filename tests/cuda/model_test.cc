@@ -31,11 +31,16 @@ ModelDir small_camel() {
   return dir;
 }
 
-ModelRunner open(DType dtype, const std::string& kernels = "auto") {
+struct DTypes {
+  DType weights;
+  DType kv_cache;
+};
+
+ModelRunner open(const DTypes& dtypes, const std::string& kernels = "auto") {
   return ModelRunner::random(small_camel(),
                              create_backend({.device = "cuda", .cuda_kernels = kernels}),
-                             {.dtype = dtype,
-                              .kv_cache_dtype = dtype,
+                             {.dtype = dtypes.weights,
+                              .kv_cache_dtype = dtypes.kv_cache,
                               .max_num_batched_tokens = 4096,
                               .max_num_logits = kMaxBatch,
                               .max_seq_len = kMaxLen,
@@ -74,7 +79,7 @@ Rows decoded_alone(ModelRunner& runner, const std::vector<int32_t>& ids) {
   return rows;
 }
 
-class CudaModelTest : public ::testing::TestWithParam<DType> {};
+class CudaModelTest : public ::testing::TestWithParam<DTypes> {};
 
 // 1,000 mixtures of 1 to 80 sequences, decoding or prefilling in chunks: the linear layers cross
 // from one kernel to the other at 64 rows, attention from decode to prefill.
@@ -164,11 +169,11 @@ TEST_P(CudaModelTest, AHundredRunsGiveTheSameBits) {
 
 /// Tokens of each prompt from the engine, all at once.
 std::vector<std::vector<int32_t>> generate(const std::vector<std::vector<int32_t>>& prompts,
-                                           const std::vector<SamplingParams>& params, DType dtype,
-                                           int64_t max_batch_size) {
+                                           const std::vector<SamplingParams>& params,
+                                           const DTypes& dtypes, int64_t max_batch_size) {
   ModelDir dir = small_camel();
-  ModelRunnerOptions options{.dtype = dtype,
-                             .kv_cache_dtype = dtype,
+  ModelRunnerOptions options{.dtype = dtypes.weights,
+                             .kv_cache_dtype = dtypes.kv_cache,
                              .max_num_batched_tokens = 512,
                              .max_num_logits = max_batch_size,
                              .max_seq_len = kMaxLen,
@@ -236,22 +241,35 @@ TEST_P(CudaModelTest, GreedyTokensAreTheHostsArgmax) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(DTypes, CudaModelTest,
-                         ::testing::Values(DType::kF16, DType::kBF16, DType::kF32),
-                         [](const auto& param_info) {
-                           return std::string(dtype_name(param_info.param));
-                         });
+INSTANTIATE_TEST_SUITE_P(
+    DTypes, CudaModelTest,
+    ::testing::Values(DTypes{DType::kF16, DType::kF16}, DTypes{DType::kBF16, DType::kBF16},
+                      DTypes{DType::kF32, DType::kF32}, DTypes{DType::kF16, DType::kI8},
+                      DTypes{DType::kBF16, DType::kI8}, DTypes{DType::kF32, DType::kI8},
+                      DTypes{DType::kF16, DType::kF8E4M3}, DTypes{DType::kBF16, DType::kF8E4M3}),
+    [](const auto& param_info) {
+      const DTypes& dtypes = param_info.param;
+      std::string name = dtype_name(dtypes.weights);
+      if (dtypes.kv_cache == dtypes.weights) return name;
+      return name + "_" + dtype_name(dtypes.kv_cache);
+    });
 
 // The kernels for other GPUs add in the same order, so on one device they give the same bits.
 TEST(CudaGenericKernels, GiveTheBitsOfHoppersOwn) {
-  ModelRunner own = open(DType::kF16);
-  ModelRunner generic = open(DType::kF16, "generic");
-  const std::vector<int32_t> ids = random_ids(200, 21);
-  Batch batch(own.cache().block_size());
-  batch.add_sequence(ids.data(), 200, 0, blocks_of(0, own.cache().block_size()), true);
-  const auto a = own.run(batch);
-  const auto b = generic.run(batch);
-  EXPECT_EQ(0, std::memcmp(a.data(), b.data(), a.size_bytes()));
+  for (const DType kv_cache : {DType::kF16, DType::kI8, DType::kF8E4M3}) {
+    ModelRunner own = open({DType::kF16, kv_cache});
+    ModelRunner generic = open({DType::kF16, kv_cache}, "generic");
+    const std::vector<int32_t> ids = random_ids(200, 21);
+    const std::vector<int32_t> blocks = blocks_of(0, own.cache().block_size());
+    for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 199}, {199, 1}}) {
+      Batch batch(own.cache().block_size());
+      batch.add_sequence(ids.data() + first, count, first, blocks, true);
+      const auto a = own.run(batch);
+      const auto b = generic.run(batch);
+      EXPECT_EQ(0, std::memcmp(a.data(), b.data(), a.size_bytes()))
+          << dtype_name(kv_cache) << ", " << count << " tokens";
+    }
+  }
 }
 
 }  // namespace

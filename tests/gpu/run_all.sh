@@ -60,6 +60,7 @@ small+=':LinearMmaTest.EveryActivation:LinearSimpleTest.EveryActivation:CudaLaye
 small+=':CudaLayerNorm.ChainInAGraph:CudaLayerNorm.LargeMean*:CudaEmbedding.*:CudaGatherRows.*'
 small+=':SamplingTest.EqualLogits*:SamplingTest.OneTokenLeft*:*AppendKv*:*FastAttention.*16_40'
 small+=':*FastAttention.MixedChunks*16_128:Attention.Simple*'
+small+=':*FastAttention.*16_48_float8*:*FastAttention.MixedChunks*16_128_int8:*SimpleAttention*_int8'
 sanitize() {
   local tool=$1
   timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
@@ -135,6 +136,14 @@ bench_ceilings_and_latency() {
 bench_gpt2() {
   $caravan bench latency --device cuda --random-weights gpt2 --contexts 128,512 --batch-sizes 1,8,32 --json
 }
+bench_kv_int8() {
+  $caravan bench latency --device cuda --random-weights camel-5b --kv-cache-dtype int8 \
+    --prompt-lens 512,2048 --contexts 512,1500 --batch-sizes 1,8,32 --json
+}
+bench_kv_fp8() {
+  $caravan bench latency --device cuda --random-weights camel-5b --kv-cache-dtype fp8 \
+    --prompt-lens 512,2048 --contexts 512,1500 --batch-sizes 1,8,32 --json
+}
 bench_prefill_batch() {
   $caravan bench latency --device cuda --random-weights camel-5b --prompt-lens 512 \
     --prefill-batch-sizes 1,4,32 --batch-sizes 1 --json
@@ -143,7 +152,7 @@ bench_prefill_batch() {
 steps=("$@")
 [[ $# -gt 0 ]] || steps=(conformance models goldens invariance wikitext parity_nano parity_camel_5b
   command_line reference walkthrough_gpt2 walkthrough_camel_5b load memcheck racecheck
-  bench_ceilings_and_latency bench_gpt2 bench_prefill_batch)
+  bench_ceilings_and_latency bench_gpt2 bench_prefill_batch bench_kv_int8 bench_kv_fp8)
 table=()
 failed=0
 for step in "${steps[@]}"; do
