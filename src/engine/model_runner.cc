@@ -179,12 +179,15 @@ std::span<const float> ModelRunner::compute_logits(const ConstTensor& rows) {
   backend_->synchronize();
   const auto size = static_cast<size_t>(num_rows) * vocab_size;
   if (!device_batch_) return {logits_.as<float>(), size};
-  host_logits_.resize(size);
+  if (host_logits_.data() == nullptr) {
+    host_logits_ =
+        backend_->allocate_host(static_cast<size_t>(max_num_logits_) * vocab_size * sizeof(float));
+  }
   for (size_t i = 0; i < static_cast<size_t>(num_rows); ++i) {
     backend_->copy_to_host(logits_.as<float>() + i * static_cast<size_t>(logits_stride_),
-                           host_logits_.data() + i * vocab_size, vocab_size * sizeof(float));
+                           host_logits_.as<float>() + i * vocab_size, vocab_size * sizeof(float));
   }
-  return host_logits_;
+  return {host_logits_.as<float>(), size};
 }
 
 void ModelRunner::launch(const Batch& batch, std::span<const SampleRequest> requests) {

@@ -111,8 +111,9 @@ class ModelRunner {
   int64_t max_num_logits_;
   KvCache cache_;
   int64_t logits_stride_;
-  Buffer logits_;                     // [max_num_logits, logits_stride]
-  std::vector<float> host_logits_;    // [rows, vocab_size], where the host cannot read logits_
+  Buffer logits_;       // [max_num_logits, logits_stride]
+  Buffer host_logits_;  // pinned, [max_num_logits, vocab_size], where the host cannot read logits_;
+                        // made when they are first read
   std::vector<int32_t> row_indices_;  // [max_num_logits]
   Buffer device_rows_;                // their copy, where the host's cannot be read
 
