@@ -54,6 +54,7 @@ bool LlmEngine::launch() {
   const std::vector<Sequence*> yields = scheduler_.schedule(batch_);
   if (batch_.num_tokens() == 0) return false;
   std::vector<SampleRequest> requests;
+  requests.reserve(yields.size());
   for (const Sequence* sequence : yields) {
     requests.push_back({.params = &sequence->params,
                         .num_tokens = sequence->num_tokens(),
