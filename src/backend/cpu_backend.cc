@@ -40,7 +40,9 @@ class CpuBackend : public Backend {
     return isa_ == CpuIsa::kReference || layout == linear_layout(dtype);
   }
   DType activation_dtype(DType) const override { return DType::kF32; }
-  bool takes_kv_dtype(DType, DType) const override { return true; }
+  bool takes_kv_dtype(DType kv, DType) const override {
+    return kv == DType::kF32 || kv == DType::kF16 || kv == DType::kBF16 || is_quantized_kv(kv);
+  }
   int64_t kv_block_size() const override { return kKvBlockSize; }
   int64_t query_tile() const override { return 0; }
   int64_t row_stride(int64_t num_columns) const override { return num_columns; }

@@ -40,9 +40,12 @@ void check_cache(const char* op, const KvLayer& c) {
   CARAVAN_CHECK(c.num_blocks > 0 && c.block_size > 0 && c.num_heads > 0 && c.head_dim > 0,
                 "{}: the cache has {} blocks of {} tokens, {} heads of {}", op, c.num_blocks,
                 c.block_size, c.num_heads, c.head_dim);
-  CARAVAN_CHECK(is_weight_dtype(c.dtype),
-                "{}: the cache is {}, expected float32, float16 or bfloat16", op,
-                dtype_name(c.dtype));
+  CARAVAN_CHECK(is_weight_dtype(c.dtype) || is_quantized_kv(c.dtype),
+                "{}: the cache is {}, expected float32, float16, bfloat16, int8 or float8_e4m3fn",
+                op, dtype_name(c.dtype));
+  CARAVAN_CHECK(is_quantized_kv(c.dtype) == (c.k_scale != nullptr && c.v_scale != nullptr),
+                "{}: a {} cache {} scales of K and V", op, dtype_name(c.dtype),
+                is_quantized_kv(c.dtype) ? "needs" : "has no");
 }
 
 // Float32, or the 16-bit activations of a device.

@@ -268,7 +268,7 @@ TEST(EmbeddingConformance, GathersFromEveryLayout) {
 }
 
 TEST(AppendKvConformance, WritesTheReferencesBytes) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8, DType::kF8E4M3}) {
     for (const auto& [tokens, heads, head_dim] :
          {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {1, 3, 64}, {19, 2, 33}, {40, 12, 80}}) {
       const int64_t hidden = heads * head_dim;
@@ -276,11 +276,15 @@ TEST(AppendKvConformance, WritesTheReferencesBytes) {
       std::vector<int64_t> slots;
       for (int64_t t = 0; t < tokens; ++t) slots.push_back((t * 7 + 3) % 64);
       const size_t num_bytes = static_cast<size_t>(64 * hidden) * dtype_size(dtype);
+      const std::vector<float> k_scales = kv_scales(dtype, heads, 0.9f);  // some values saturate
+      const std::vector<float> v_scales = kv_scales(dtype, heads, 1.1f);
       const auto run = [&](const CpuKernels& kernels) {
         std::vector<char> bytes(2 * num_bytes, '\x5a');
         const KvLayer cache{.k = bytes.data(),
                             .v = bytes.data() + num_bytes,
                             .dtype = dtype,
+                            .k_scale = is_quantized_kv(dtype) ? k_scales.data() : nullptr,
+                            .v_scale = is_quantized_kv(dtype) ? v_scales.data() : nullptr,
                             .num_blocks = 4,
                             .block_size = 16,
                             .num_heads = heads,
@@ -298,6 +302,108 @@ TEST(AppendKvConformance, WritesTheReferencesBytes) {
   }
 }
 
+// One token, one head: what each kernel makes of values that round, saturate or are not numbers.
+TEST(AppendKvConformance, QuantizesEveryKindOfValue) {
+  std::vector<float> values = {0.0f,     -0.0f,     1e-40f, -1e-40f, 0x1p-10f, 0x1.8p-10f, 0x1p-9f,
+                               0x1p-6f,  447.9f,    448.0f, 449.0f,  464.0f,   -500.0f,    126.5f,
+                               127.49f,  127.5f,    128.0f, -127.5f, -128.0f,  1e30f,      -1e30f,
+                               INFINITY, -INFINITY, kNaN,   -kNaN,   240.0f,   -0.4999f};
+  for (int i = -260; i <= 260; ++i) values.push_back(static_cast<float>(i) * 0.5f);  // int8's ties
+  for (int i = 0; i < 127; ++i) {  // every float8, and the middle to the next one
+    const float low = f8e4m3_to_f32(static_cast<uint8_t>(i));
+    const float high = f8e4m3_to_f32(static_cast<uint8_t>(i + 1 < 127 ? i + 1 : i));
+    const float middle = (low + high) / 2;
+    for (const float v :
+         {low, middle, std::nextafter(middle, 0.0f), std::nextafter(middle, 1e9f)}) {
+      values.push_back(v);
+      values.push_back(-v);
+    }
+  }
+  const auto head_dim = static_cast<int64_t>(values.size());
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    for (const float scale : {1.0f, 0.125f, 0.3f}) {
+      std::vector<float> qkv(values.size());
+      for (int part = 0; part < 2; ++part) {
+        for (const float v : values) qkv.push_back(v * scale);
+      }
+      const int64_t slot = 5;
+      const auto run = [&](const CpuKernels& kernels) {
+        std::vector<uint8_t> bytes(2 * 16 * values.size());
+        const KvLayer cache{.k = bytes.data(),
+                            .v = bytes.data() + 16 * values.size(),
+                            .dtype = dtype,
+                            .k_scale = &scale,
+                            .v_scale = &scale,
+                            .num_blocks = 1,
+                            .block_size = 16,
+                            .num_heads = 1,
+                            .head_dim = head_dim};
+        Runner(kernels, 1).append_kv({1, qkv.data(), &slot, cache});
+        return bytes;
+      };
+      const std::vector<uint8_t> want = run(reference_kernels());
+      for (const CpuIsa isa : fast_isas()) {
+        const std::vector<uint8_t> got = run(cpu_kernels(isa));
+        for (size_t i = 0; i < values.size(); ++i) {
+          const size_t k = i * 16 + 5;
+          const size_t v = (16 + 5) * values.size() + i;
+          EXPECT_EQ(got[k], want[k]) << cpu_isa_name(isa) << " K of " << values[i];
+          EXPECT_EQ(got[v], want[v]) << cpu_isa_name(isa) << " V of " << values[i];
+        }
+      }
+      for (size_t i = 0; i < values.size(); ++i) {
+        const float x = qkv[values.size() + i] * (1.0f / scale);
+        const uint8_t byte = want[i * 16 + 5];
+        if (dtype == DType::kF8E4M3) {
+          EXPECT_EQ(byte, f32_to_f8e4m3(x)) << x;
+        } else if (!std::isnan(x)) {
+          const float wanted = std::clamp(std::nearbyint(x), -127.0f, 127.0f);
+          EXPECT_EQ(static_cast<float>(static_cast<int8_t>(byte)), wanted) << x;
+        }
+      }
+    }
+  }
+}
+
+// Attention to one token is its V: every byte of a quantized cache comes out as its value.
+TEST(AttentionConformance, EveryByteIsWidenedExactly) {
+  const float scale = 0.25f;
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    std::vector<uint8_t> k(256 * 16), v(256 * 16);
+    for (size_t i = 0; i < 256; ++i) v[i] = static_cast<uint8_t>(i);
+    const std::vector<float> qkv(3 * 256, 1.0f);
+    const std::vector<int32_t> query_start{0, 1}, context_lens{1}, table{0};
+    for (const CpuIsa isa : fast_isas()) {
+      std::vector<float> out(256);
+      AttentionParams p;
+      p.num_tokens = p.num_seqs = p.max_blocks_per_seq = 1;
+      p.qkv = qkv.data();
+      p.query_start = query_start.data();
+      p.context_lens = context_lens.data();
+      p.block_tables = table.data();
+      p.cache = {.k = k.data(),
+                 .v = v.data(),
+                 .dtype = dtype,
+                 .k_scale = &scale,
+                 .v_scale = &scale,
+                 .num_blocks = 1,
+                 .block_size = 16,
+                 .num_heads = 1,
+                 .head_dim = 256};
+      p.out = out.data();
+      Runner(cpu_kernels(isa), 1).attention(p);
+      for (size_t i = 0; i < 256; ++i) {
+        const float want = load_as_f32(v.data(), dtype, i) * scale;
+        if (std::isnan(want)) {
+          EXPECT_TRUE(std::isnan(out[i])) << cpu_isa_name(isa) << " byte " << i;
+        } else {
+          EXPECT_EQ(out[i], want) << cpu_isa_name(isa) << " " << dtype_name(dtype) << " byte " << i;
+        }
+      }
+    }
+  }
+}
+
 TEST(AttentionConformance, MatchesTheReference) {
   for (const AttentionCase& c : attention_cases()) {
     const AttentionData data(c);
@@ -309,7 +415,9 @@ TEST(AttentionConformance, MatchesTheReference) {
     // own.
     const double dim = static_cast<double>(c.head_dim);
     const double tolerance =
-        0x1p-24 * (2 * std::sqrt(dim) * (4 * std::sqrt(dim) + 8) + 4 * std::sqrt(longest) + 16);
+        0x1p-24 * (2 * std::sqrt(dim) * (4 * std::sqrt(dim) + 8) + 4 * std::sqrt(longest) + 16 +
+                   // The scales of a quantized cache: one rounding of the score, two of the result.
+                   (is_quantized_kv(c.dtype) ? 2 * std::sqrt(dim) + 2 : 0));
     std::vector<float> first_got;
     for (const CpuIsa isa : fast_isas()) {
       const std::vector<float> got = data.run(Runner(cpu_kernels(isa), 2));
@@ -331,7 +439,7 @@ TEST(AttentionConformance, MatchesTheReference) {
 }
 
 TEST(AttentionConformance, RowsDoNotDependOnHowPrefillIsCut) {
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8, DType::kF8E4M3}) {
     const int64_t tokens = 75;
     const AttentionCase c{{{tokens, tokens}, {3, 20}}, 2, 40, dtype};
     const AttentionData data(c);

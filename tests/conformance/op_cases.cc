@@ -41,6 +41,15 @@ double linear_tolerance(int64_t in_features, double magnitude, double want) {
   return 0x1p-24 * (1.2 * sum + 16 * std::fabs(want));
 }
 
+std::vector<float> kv_scales(DType dtype, int64_t num_heads, float first) {
+  std::vector<float> scales;
+  for (int64_t h = 0; h < num_heads; ++h) {
+    scales.push_back((first + 0.07f * static_cast<float>(h)) /
+                     (dtype == DType::kI8 ? 127.0f : 448.0f));
+  }
+  return scales;
+}
+
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
@@ -186,9 +195,13 @@ AttentionData::AttentionData(const AttentionCase& c) : case_(c) {
   const size_t elements = static_cast<size_t>(num_blocks * c.block_size * hidden);
   k_ = nan_bytes(elements * dtype_size(c.dtype));
   v_ = nan_bytes(elements * dtype_size(c.dtype));
+  k_scales_ = kv_scales(c.dtype, c.num_heads, 1.0f);
+  v_scales_ = kv_scales(c.dtype, c.num_heads, 1.03f);
   cache_ = {.k = k_.data(),
             .v = v_.data(),
             .dtype = c.dtype,
+            .k_scale = is_quantized_kv(c.dtype) ? k_scales_.data() : nullptr,
+            .v_scale = is_quantized_kv(c.dtype) ? v_scales_.data() : nullptr,
             .num_blocks = num_blocks,
             .block_size = c.block_size,
             .num_heads = c.num_heads,
@@ -254,7 +267,7 @@ std::vector<float> AttentionData::run(const Runner& runner,
 std::vector<AttentionCase> attention_cases() {
   const std::vector<SeqCase> mixed = {{1, 1}, {1, 17}, {5, 5}, {33, 33}, {13, 40}, {0, 3}, {1, 64}};
   std::vector<AttentionCase> cases;
-  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8, DType::kF8E4M3}) {
     for (const int64_t head_dim : {1, 7, 16, 33, 64, 80, 128, 200, 256}) {
       cases.push_back({mixed, 3, head_dim, dtype});
     }

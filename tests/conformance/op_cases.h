@@ -18,6 +18,10 @@ std::vector<float> random_values(size_t count, uint32_t seed);
 /// and residual, and sixteen units of the result for the activation, whose slope is below 1.2.
 double linear_tolerance(int64_t in_features, double magnitude, double want);
 
+/// Scales under which values in [-1, 1) fill the range of a quantized dtype, a little different
+/// from head to head.
+std::vector<float> kv_scales(DType dtype, int64_t num_heads, float first);
+
 /// Equal bits, NaN included.
 bool same_bits(const std::vector<float>& a, const std::vector<float>& b);
 
@@ -111,6 +115,8 @@ class AttentionData {
   std::vector<std::vector<float>> q_;  // of each sequence: [context_len, heads * head_dim]
   Buffer k_;
   Buffer v_;
+  std::vector<float> k_scales_;  // of each head, for quantized caches
+  std::vector<float> v_scales_;
   KvLayer cache_;
   int64_t max_blocks_ = 0;
   std::vector<int32_t> tables_;

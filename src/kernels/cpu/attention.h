@@ -13,6 +13,9 @@ namespace caravan::cpu {
 //
 // With a float32 cache scores are doubles until the maximum is subtracted: trained models have
 // scores of 1e5, of which a float keeps no digit behind the point, and softmax sees differences.
+//
+// Elements of a quantized cache are widened exactly; their head's scales are applied once a row:
+// that of K with the scale of the scores, that of V with the sum of the weights.
 
 inline constexpr int64_t kTokenLanes = 16;
 
@@ -44,7 +47,8 @@ struct QueryTile {
   int64_t out_stride;
   int64_t rows;
   int64_t first_length;
-  float scale;
+  float scale;    // of the scores, the quantized K's included
+  float v_scale;  // of the quantized V
   float* scores;  // [rows][score_stride]; first as doubles, [rows][score_stride / 2], if wide
   int64_t score_stride;
   double* wide_q;  // [rows][head_dim], for wide scores
@@ -295,6 +299,9 @@ template <class V, class E, int kRows>
     }
   }
 
+  if constexpr (kIsQuantized<E>) {
+    for (float& sum : sums) sum /= tile.v_scale;
+  }
   // One query alone has registers for a whole row of V; several share them.
   weigh_all_values<V, E, kRows, kRows == 1 ? 4 * V::kTileVecs : V::kTileVecs>(cache, tile, sums, 0);
 }
@@ -370,7 +377,8 @@ void attention_of(const AttentionParams& p, const CpuContext& context) {
                            hidden,
                            last - first,
                            p.context_lens[s] - (p.query_start[s + 1] - 1 - first),
-                           p.scale,
+                           kIsQuantized<E> ? p.scale * c.k_scale[head] : p.scale,
+                           kIsQuantized<E> ? c.v_scale[head] : 1.0f,
                            scores,
                            score_stride,
                            wide_q};
@@ -387,6 +395,10 @@ void attention(const AttentionParams& p, const CpuContext& context) {
       return attention_of<V, Half>(p, context);
     case DType::kBF16:
       return attention_of<V, BFloat16>(p, context);
+    case DType::kI8:
+      return attention_of<V, Int8>(p, context);
+    case DType::kF8E4M3:
+      return attention_of<V, Float8>(p, context);
     default:
       return attention_of<V, float>(p, context);
   }

@@ -11,6 +11,16 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
+/// Elements of a quantized KV cache, worth element * scale of their head.
+struct Int8 {
+  int8_t bits;
+};
+struct Float8 {  // e4m3
+  uint8_t bits;
+};
+
+template <class E>
+inline constexpr bool kIsQuantized = sizeof(E) == 1;
 
 static inline int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -98,7 +98,22 @@ size_t v_index(const KvLayer& c, int64_t slot, int64_t head, int64_t d) {
       ((block * c.num_heads + head) * c.block_size + slot % c.block_size) * c.head_dim + d);
 }
 
-void store(void* data, DType dtype, size_t i, float value) {
+// scales: of the head, for quantized dtypes.
+double scale_of(const float* scales, int64_t head) {
+  return scales == nullptr ? 1.0 : scales[head];
+}
+
+void store(void* data, DType dtype, size_t i, float value, const float* scales, int64_t head) {
+  if (dtype == DType::kI8) {
+    const float rounded = std::nearbyint(value * (1.0f / scales[head]));
+    static_cast<int8_t*>(data)[i] =
+        static_cast<int8_t>(rounded > -127.0f ? std::min(rounded, 127.0f) : -127.0f);
+    return;
+  }
+  if (dtype == DType::kF8E4M3) {
+    static_cast<uint8_t*>(data)[i] = f32_to_f8e4m3(value * (1.0f / scales[head]));
+    return;
+  }
   convert_elements(&value, DType::kF32, static_cast<char*>(data) + i * dtype_size(dtype), dtype, 1);
 }
 
@@ -110,8 +125,10 @@ void append_kv(const AppendKvParams& p, const CpuContext&) {
     const float* v = k + hidden;
     for (int64_t h = 0; h < c.num_heads; ++h) {
       for (int64_t d = 0; d < c.head_dim; ++d) {
-        store(c.k, c.dtype, k_index(c, p.slot_mapping[t], h, d), k[h * c.head_dim + d]);
-        store(c.v, c.dtype, v_index(c, p.slot_mapping[t], h, d), v[h * c.head_dim + d]);
+        store(c.k, c.dtype, k_index(c, p.slot_mapping[t], h, d), k[h * c.head_dim + d], c.k_scale,
+              h);
+        store(c.v, c.dtype, v_index(c, p.slot_mapping[t], h, d), v[h * c.head_dim + d], c.v_scale,
+              h);
       }
     }
   }
@@ -131,8 +148,9 @@ void attend(const AttentionParams& p, const int32_t* block_table, int64_t length
     for (int64_t d = 0; d < c.head_dim; ++d) {
       dot += static_cast<double>(q[d]) * load_as_f32(c.k, c.dtype, k_index(c, slot(j), head, d));
     }
-    weights[static_cast<size_t>(j)] = dot * p.scale;
-    largest = std::max(largest, dot * p.scale);
+    const double score = dot * p.scale * scale_of(c.k_scale, head);
+    weights[static_cast<size_t>(j)] = score;
+    largest = std::max(largest, score);
   }
   double total = 0;
   for (double& weight : weights) {
@@ -145,7 +163,7 @@ void attend(const AttentionParams& p, const int32_t* block_table, int64_t length
       sum +=
           weights[static_cast<size_t>(j)] * load_as_f32(c.v, c.dtype, v_index(c, slot(j), head, d));
     }
-    out[d] = static_cast<float>(sum / total);
+    out[d] = static_cast<float>(sum * scale_of(c.v_scale, head) / total);
   }
 }
 

@@ -10,6 +10,8 @@ namespace {
 
 struct F64x16;
 
+#include "kernels/cpu/float8.inl"
+
 /// Sixteen float lanes. Every operation gives the same bits as the AVX-512 version.
 struct F32x16 {
   using Wide = F64x16;
@@ -41,6 +43,17 @@ struct F32x16 {
   static F32x16 load(const BFloat16* p) {
     const __m128i* from = reinterpret_cast<const __m128i*>(p);
     return {widen(_mm_loadu_si128(from)), widen(_mm_loadu_si128(from + 1))};
+  }
+  static F32x16 load(const Int8* p) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+  }
+  static F32x16 load(const Float8* p) {
+    const __m256i halves = float8_halves(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    const __m256 unit = _mm256_set1_ps(kFloat8HalfUnit);
+    return {_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), unit),
+            _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), unit)};
   }
   /// Lanes from `count` on are zero and their memory is not touched. 0 <= count <= 16.
   static F32x16 load(const float* p, int count) {
@@ -78,6 +91,17 @@ struct F32x16 {
     __m128i* to = reinterpret_cast<__m128i*>(p);
     _mm_storeu_si128(to, narrow(lo));
     _mm_storeu_si128(to + 1, narrow(hi));
+  }
+  /// Rounded to nearest even and clamped to +-127; NaN becomes -127.
+  void store(Int8* p) const {
+    const F32x16 clamped = min(max(*this, broadcast(-127.0f)), broadcast(127.0f));
+    const __m256i low = _mm256_cvtps_epi32(clamped.lo);
+    const __m256i high = _mm256_cvtps_epi32(clamped.hi);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), join_bytes(low, high));
+  }
+  /// As f32_to_f8e4m3.
+  void store(Float8* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), join_bytes(float8_bits(lo), float8_bits(hi)));
   }
   void store(float* p, int count) const {
     _mm256_maskstore_ps(p, lane_mask(count), lo);
@@ -162,6 +186,40 @@ struct F32x16 {
   }
 
  private:
+  // The low bytes of sixteen integers that fit into int8, or of bytes 0..255 as signed ones.
+  static __m128i join_bytes(__m256i low, __m256i high) {
+    const __m256i mask = _mm256_set1_epi32(0xff);
+    low = _mm256_and_si256(low, mask);
+    high = _mm256_and_si256(high, mask);
+    const __m128i a =
+        _mm_packus_epi32(_mm256_castsi256_si128(low), _mm256_extracti128_si256(low, 1));
+    const __m128i b =
+        _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+    return _mm_packus_epi16(a, b);
+  }
+  static __m256i float8_bits(__m256 x) {
+    const __m256i bits = _mm256_castps_si256(x);
+    const __m256i magnitude = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
+    const __m256i sign = _mm256_and_si256(_mm256_srli_epi32(bits, 24), _mm256_set1_epi32(0x80));
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 20), _mm256_set1_epi32(1));
+    __m256i normal =
+        _mm256_add_epi32(magnitude, _mm256_add_epi32(odd, _mm256_set1_epi32(kFloat8Rounding)));
+    normal = _mm256_min_epi32(_mm256_srli_epi32(normal, 20), _mm256_set1_epi32(0x7e));
+    const __m256i small =
+        _mm256_and_si256(_mm256_castps_si256(_mm256_add_ps(_mm256_castsi256_ps(magnitude),
+                                                           _mm256_set1_ps(kFloat8Shift))),
+                         _mm256_set1_epi32(0xf));
+    const auto choose = [](__m256i is_first, __m256i first, __m256i second) {
+      return _mm256_blendv_epi8(second, first, is_first);
+    };
+    __m256i result =
+        choose(_mm256_cmpgt_epi32(_mm256_set1_epi32(kFloat8SmallestNormal), magnitude), small,
+               choose(_mm256_cmpgt_epi32(_mm256_set1_epi32(kFloat8LargestBits), magnitude), normal,
+                      _mm256_set1_epi32(0x7e)));
+    result = choose(_mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(0x7f800000)),
+                    _mm256_set1_epi32(0x7f), result);
+    return _mm256_or_si256(result, sign);
+  }
   // Lanes below count have all bits set; count may be negative or above 8.
   static __m256i lane_mask(int count) {
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));

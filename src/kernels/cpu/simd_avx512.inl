@@ -10,6 +10,8 @@ namespace {
 
 struct F64x16;
 
+#include "kernels/cpu/float8.inl"
+
 /// Sixteen float lanes. Every operation gives the same bits as the AVX2 version.
 struct F32x16 {
   using Wide = F64x16;
@@ -36,6 +38,12 @@ struct F32x16 {
   static F32x16 load(const BFloat16* p) {
     return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
+  static F32x16 load(const Int8* p) {
+    return widen_int8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static F32x16 load(const Float8* p) {
+    return widen_float8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
   /// Lanes from `count` on are zero and their memory is not touched. 0 <= count <= 16.
   static F32x16 load(const float* p, int count) {
     return {_mm512_maskz_loadu_ps(lane_mask(count), p)};
@@ -45,6 +53,12 @@ struct F32x16 {
   }
   static F32x16 load(const BFloat16* p, int count) {
     return widen(_mm256_maskz_loadu_epi16(lane_mask(count), p));
+  }
+  static F32x16 load(const Int8* p, int count) {
+    return widen_int8(_mm_maskz_loadu_epi8(lane_mask(count), p));
+  }
+  static F32x16 load(const Float8* p, int count) {
+    return widen_float8(_mm_maskz_loadu_epi8(lane_mask(count), p));
   }
   /// p: [16][2]. even gets p[.][0], odd p[.][1].
   static void load_pairs(const BFloat16* p, F32x16& even, F32x16& odd) {
@@ -60,6 +74,14 @@ struct F32x16 {
                         _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v)); }
+  /// Rounded to nearest even and clamped to +-127; NaN becomes -127.
+  void store(Int8* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), int8_bits()); }
+  /// As f32_to_f8e4m3.
+  void store(Float8* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), float8_bits()); }
+  void store(Int8* p, int count) const { _mm_mask_storeu_epi8(p, lane_mask(count), int8_bits()); }
+  void store(Float8* p, int count) const {
+    _mm_mask_storeu_epi8(p, lane_mask(count), float8_bits());
+  }
   void store(float* p, int count) const { _mm512_mask_storeu_ps(p, lane_mask(count), v); }
   void store(Half* p, int count) const {
     _mm256_mask_storeu_epi16(p, lane_mask(count),
@@ -125,6 +147,37 @@ struct F32x16 {
 
  private:
   static __mmask16 lane_mask(int count) { return static_cast<__mmask16>((1u << count) - 1u); }
+  static F32x16 widen_int8(__m128i bytes) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes))};
+  }
+  static F32x16 widen_float8(__m128i bytes) {
+    return {_mm512_mul_ps(_mm512_cvtph_ps(float8_halves(bytes)), _mm512_set1_ps(kFloat8HalfUnit))};
+  }
+  __m128i int8_bits() const {
+    const F32x16 clamped = min(max(*this, broadcast(-127.0f)), broadcast(127.0f));
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(clamped.v));
+  }
+  __m128i float8_bits() const {
+    const __m512i bits = _mm512_castps_si512(v);
+    const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
+    const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 20), _mm512_set1_epi32(1));
+    __m512i result =
+        _mm512_add_epi32(magnitude, _mm512_add_epi32(odd, _mm512_set1_epi32(kFloat8Rounding)));
+    result = _mm512_min_epi32(_mm512_srli_epi32(result, 20), _mm512_set1_epi32(0x7e));
+    const auto replace_where = [&](__mmask16 where, __m512i with) {
+      result = _mm512_mask_blend_epi32(where, result, with);
+    };
+    replace_where(_mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(kFloat8SmallestNormal)),
+                  _mm512_and_si512(_mm512_castps_si512(_mm512_add_ps(_mm512_castsi512_ps(magnitude),
+                                                                     _mm512_set1_ps(kFloat8Shift))),
+                                   _mm512_set1_epi32(0xf)));
+    replace_where(_mm512_cmpge_epi32_mask(magnitude, _mm512_set1_epi32(kFloat8LargestBits)),
+                  _mm512_set1_epi32(0x7e));
+    replace_where(_mm512_cmpgt_epi32_mask(magnitude, _mm512_set1_epi32(0x7f800000)),
+                  _mm512_set1_epi32(0x7f));
+    return _mm512_cvtepi32_epi8(_mm512_or_si512(result, sign));
+  }
   static F32x16 widen(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
   }
