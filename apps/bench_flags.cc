@@ -46,7 +46,7 @@ DType BenchFlags::weight_dtype(const ModelDir& dir) const {
 ModelRunnerOptions BenchFlags::runner_options() const {
   ModelRunnerOptions options;
   options.dtype = dtype_flag(model.dtype, "--dtype");
-  options.kv_cache_dtype = dtype_flag(model.kv_cache_dtype, "--kv-cache-dtype");
+  options.kv_cache_dtype = kv_dtype_flag(model.kv_cache_dtype);
   return options;
 }
 
@@ -97,11 +97,14 @@ void fill_cache_randomly(ModelRunner& runner) {
   const KvCache& cache = runner.cache();
   const ModelConfig& config = runner.model().config();
   const int64_t count = cache.num_blocks() * cache.block_size() * config.hidden_size;
+  // Values up to 1, in elements of the scales that random weights have.
+  const float one =
+      is_quantized_kv(cache.dtype()) ? kv_element_max(cache.dtype()) / kRandomKvMax : 1.0f;
   for (int64_t i = 0; i < config.num_layers; ++i) {
     const KvLayer layer = cache.layer(i);
     const auto seed = static_cast<uint64_t>(2 * i);
-    runner.backend().fill_random(layer.k, layer.dtype, count, 0.0f, 1.0f, seed);
-    runner.backend().fill_random(layer.v, layer.dtype, count, 0.0f, 1.0f, seed + 1);
+    runner.backend().fill_random(layer.k, layer.dtype, count, 0.0f, one, seed);
+    runner.backend().fill_random(layer.v, layer.dtype, count, 0.0f, one, seed + 1);
   }
   runner.backend().synchronize();
 }

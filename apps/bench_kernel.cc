@@ -311,11 +311,14 @@ class KernelBench {
     // Layers of one cache are the copies.
     ModelConfig layers = config_;
     layers.num_layers = static_cast<int64_t>(num_copies(row.work.bytes));
-    const KvCache cache(backend_, layers, kv_dtype_, num_blocks);
+    const KvCache cache(backend_, layers, kv_dtype_, num_blocks,
+                        random_model_kv_scales(layers, kv_dtype_));
     const int64_t count = num_blocks * backend_.kv_block_size() * config_.hidden_size;
+    // Values up to 1, in elements.
+    const float one = is_quantized_kv(kv_dtype_) ? kv_element_max(kv_dtype_) / kRandomKvMax : 1.0f;
     for (int64_t i = 0; i < layers.num_layers; ++i) {
-      backend_.fill_random(cache.layer(i).k, kv_dtype_, count, 0.0f, 1.0f, next_seed_++);
-      backend_.fill_random(cache.layer(i).v, kv_dtype_, count, 0.0f, 1.0f, next_seed_++);
+      backend_.fill_random(cache.layer(i).k, kv_dtype_, count, 0.0f, one, next_seed_++);
+      backend_.fill_random(cache.layer(i).v, kv_dtype_, count, 0.0f, one, next_seed_++);
     }
     BatchTensors tensors;
     std::optional<DeviceBatch> device_batch;
@@ -408,8 +411,7 @@ void run_kernel(KernelFlags flags) {
   const int64_t max_context = check_sizes("--contexts", flags.contexts, config.max_seq_len);
   const int64_t max_batch = check_sizes("--batch-sizes", flags.batch_sizes, kMaxBatch);
   const DType dtype = flags.bench.weight_dtype(dir);
-  const DType kv_dtype =
-      dtype_flag(flags.bench.model.kv_cache_dtype, "--kv-cache-dtype").value_or(dtype);
+  const DType kv_dtype = kv_dtype_flag(flags.bench.model.kv_cache_dtype).value_or(dtype);
   CARAVAN_CHECK_CODE(backend->takes_kv_dtype(kv_dtype, dtype), kUnsupported,
                      "a {} KV cache with {} weights: {} does not have it", dtype_name(kv_dtype),
                      dtype_name(dtype), backend->description());

@@ -90,7 +90,8 @@ std::vector<LintFinding> lint(const ModelDir& dir) {
   }
   if (dir.kind == ModelDirKind::kEngine || dir.tensor_parallel > 1) return lint_model(dir, inputs);
   const TensorSource source = TensorSource::open_directory(dir.path);
-  const ResolvedWeights weights = resolve_gpt2_weights(source, dir.config, dir.path);
+  const ResolvedWeights weights =
+      resolve_gpt2_weights(source, dir.config, dir.path, dir.kv_scale_dtype.has_value());
   inputs.weights = &weights;
   return lint_model(dir, inputs);
 }

@@ -76,7 +76,7 @@ void run_lambada(const LambadaFlags& flags) {
   const int64_t batch_size = flags.max_batch_size > 0 ? flags.max_batch_size : is_cpu ? 8 : 64;
   const ModelRunnerOptions options{
       .dtype = dtype_flag(flags.model.dtype, "--dtype"),
-      .kv_cache_dtype = dtype_flag(flags.model.kv_cache_dtype, "--kv-cache-dtype"),
+      .kv_cache_dtype = kv_dtype_flag(flags.model.kv_cache_dtype),
       .max_num_batched_tokens = is_cpu ? 512 : 4096,
       .max_num_logits = is_cpu ? 64 : 256,
       .max_seq_len = longest,

@@ -20,7 +20,9 @@ void ModelFlags::add_to(CLI::App& command, bool is_model_required) {
       ->capture_default_str();
   command
       .add_option("--kv-cache-dtype", kv_cache_dtype,
-                  "float32, float16 or bfloat16; auto: as the weights")
+                  "float32, float16, bfloat16, int8 or fp8 (e4m3; fp8_e4m3 too); auto: as built, "
+                  "else as the weights. int8 needs scales: see --calibrate-kv-cache of `caravan "
+                  "convert` and `build`")
       ->capture_default_str();
   command.add_option("--device", device, "cpu, cuda or cuda:N")->capture_default_str();
   command
@@ -47,6 +49,16 @@ std::optional<DType> dtype_flag(const std::string& text, const char* flag) {
   return dtype;
 }
 
+std::optional<DType> kv_dtype_flag(const std::string& text) {
+  if (text == "auto") return std::nullopt;
+  const std::optional<DType> dtype = parse_dtype(text);
+  CARAVAN_CHECK(dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 ||
+                    dtype == DType::kI8 || dtype == DType::kF8E4M3,
+                "--kv-cache-dtype {}: expected auto, float32, float16, bfloat16, int8 or fp8",
+                printable(text));
+  return dtype;
+}
+
 void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunnerOptions& options) {
   const std::unique_ptr<Backend> backend = create_backend(flags.backend());
   std::optional<int64_t> available = backend->available_bytes();
@@ -58,8 +70,7 @@ void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunne
   if (flags.device.starts_with("cuda")) build.target = "sm_90";  // its layouts, of all GPUs
   build.dtype = dtype_flag(flags.dtype, "--dtype").value_or(build.dtype);
   if (!dir.build) build.kv_cache_dtype = build.dtype;
-  build.kv_cache_dtype =
-      dtype_flag(flags.kv_cache_dtype, "--kv-cache-dtype").value_or(build.kv_cache_dtype);
+  build.kv_cache_dtype = kv_dtype_flag(flags.kv_cache_dtype).value_or(build.kv_cache_dtype);
   build.max_batch_size = options.max_batch_size;
   build.max_output_len = 1;
   build.max_input_len = std::max<int64_t>(1, options.max_seq_len - 1);

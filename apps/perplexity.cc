@@ -179,13 +179,12 @@ void run_perplexity(const PerplexityFlags& flags) {
   // A step holds the whole windows that fit and parts of one before and one after them.
   const auto num_seqs = std::min({static_cast<int64_t>(windows.size()),
                                   is_cpu ? int64_t{16} : int64_t{64}, step / longest + 2});
-  const ModelRunnerOptions options{
-      .dtype = dtype_flag(flags.model.dtype, "--dtype"),
-      .kv_cache_dtype = dtype_flag(flags.model.kv_cache_dtype, "--kv-cache-dtype"),
-      .max_num_batched_tokens = step,
-      .max_num_logits = is_cpu ? 64 : 256,
-      .max_seq_len = longest,
-      .max_batch_size = num_seqs};
+  const ModelRunnerOptions options{.dtype = dtype_flag(flags.model.dtype, "--dtype"),
+                                   .kv_cache_dtype = kv_dtype_flag(flags.model.kv_cache_dtype),
+                                   .max_num_batched_tokens = step,
+                                   .max_num_logits = is_cpu ? 64 : 256,
+                                   .max_seq_len = longest,
+                                   .max_batch_size = num_seqs};
   check_memory(dir, flags.model, options);
   ModelRunner runner(dir, create_backend(flags.model.backend()), options);
   Scorer scorer(runner);

@@ -23,13 +23,12 @@ struct ScoreFlags {
 
 void run_score(const ScoreFlags& flags) {
   const ModelDir dir = open_model_dir(flags.model.model);
-  const ModelRunnerOptions options{
-      .dtype = dtype_flag(flags.model.dtype, "--dtype"),
-      .kv_cache_dtype = dtype_flag(flags.model.kv_cache_dtype, "--kv-cache-dtype"),
-      .max_num_batched_tokens = 512,
-      .max_num_logits = 64,
-      .max_seq_len = ModelRunner::sequence_limit(dir, 0),
-      .max_batch_size = 1};
+  const ModelRunnerOptions options{.dtype = dtype_flag(flags.model.dtype, "--dtype"),
+                                   .kv_cache_dtype = kv_dtype_flag(flags.model.kv_cache_dtype),
+                                   .max_num_batched_tokens = 512,
+                                   .max_num_logits = 64,
+                                   .max_seq_len = ModelRunner::sequence_limit(dir, 0),
+                                   .max_batch_size = 1};
   check_memory(dir, flags.model, options);
   ModelRunner runner(dir, create_backend(flags.model.backend()), options);
   Scorer scorer(runner);

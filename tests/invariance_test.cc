@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <optional>
 #include <random>
 
 #include "caravan/llm.h"
@@ -31,11 +32,24 @@ struct Case {
   const char* model;  // odd_sizes_relu: 5 heads of 16, hidden 80, vocabulary 1001
   const char* backend;
   DType dtype;
+  std::optional<DType> kv_dtype = std::nullopt;  // unset: the weights'
 };
 
 std::string case_name(const ::testing::TestParamInfo<Case>& param_info) {
   return std::string(param_info.param.model) + "_" + param_info.param.backend + "_" +
-         dtype_name(param_info.param.dtype);
+         dtype_name(param_info.param.dtype) +
+         (param_info.param.kv_dtype ? std::string("_") + dtype_name(*param_info.param.kv_dtype)
+                                    : "");
+}
+
+// Scales that differ from head to head; some values saturate.
+KvScales varied_scales(const ModelConfig& config, DType dtype) {
+  KvScales scales = random_model_kv_scales(config, dtype);
+  for (size_t i = 0; i < scales.k.size(); ++i) {
+    scales.k[i] *= 0.05f * static_cast<float>(i % 7 + 1);
+    scales.v[i] *= 0.04f * static_cast<float>(i % 5 + 1);
+  }
+  return scales;
 }
 
 class InvarianceTest : public ::testing::TestWithParam<Case> {
@@ -50,10 +64,13 @@ class InvarianceTest : public ::testing::TestWithParam<Case> {
   std::unique_ptr<ModelRunner> open(int num_threads) const {
     BackendOptions options = options_;
     options.num_threads = num_threads;
+    const ModelDir dir = open_model_dir(kVariants + GetParam().model);
+    const DType kv_dtype = GetParam().kv_dtype.value_or(GetParam().dtype);
     return std::make_unique<ModelRunner>(
-        open_model_dir(kVariants + GetParam().model), create_backend(options),
+        dir, create_backend(options),
         ModelRunnerOptions{.dtype = GetParam().dtype,
-                           .kv_cache_dtype = GetParam().dtype,
+                           .kv_cache_dtype = kv_dtype,
+                           .kv_scales = varied_scales(dir.config, kv_dtype),
                            .max_num_batched_tokens = kMaxBatch * kMaxLen,
                            .max_num_logits = kMaxBatch,
                            .max_seq_len = kMaxLen,
@@ -156,11 +173,19 @@ std::vector<Case> cases() {
             {"odd_sizes_relu", "cuda", DType::kF16},
             {"odd_sizes_relu", "cuda", DType::kBF16},
             {"camel_form", "cuda", DType::kF16},
-            {"camel_form", "cuda_generic", DType::kF16}};
+            {"camel_form", "cuda_generic", DType::kF16}};  // quantized caches: tests/cuda
   }
-  return {{"odd_sizes_relu", "avx2", DType::kF16},   {"odd_sizes_relu", "avx512", DType::kF32},
-          {"odd_sizes_relu", "avx512", DType::kF16}, {"odd_sizes_relu", "avx512", DType::kBF16},
-          {"odd_sizes_relu", "amx", DType::kBF16},   {"camel_form", "avx512", DType::kF16}};
+  return {{"odd_sizes_relu", "avx2", DType::kF16},
+          {"odd_sizes_relu", "avx512", DType::kF32},
+          {"odd_sizes_relu", "avx512", DType::kF16},
+          {"odd_sizes_relu", "avx512", DType::kBF16},
+          {"odd_sizes_relu", "amx", DType::kBF16},
+          {"camel_form", "avx512", DType::kF16},
+          {"odd_sizes_relu", "avx2", DType::kF16, DType::kI8},
+          {"odd_sizes_relu", "avx512", DType::kF16, DType::kI8},
+          {"odd_sizes_relu", "avx512", DType::kBF16, DType::kF8E4M3},
+          {"odd_sizes_relu", "amx", DType::kBF16, DType::kI8},
+          {"camel_form", "avx512", DType::kF16, DType::kI8}};
 }
 
 INSTANTIATE_TEST_SUITE_P(Kernels, InvarianceTest, ::testing::ValuesIn(cases()), case_name);

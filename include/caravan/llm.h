@@ -16,7 +16,7 @@ namespace caravan {
 struct LlmOptions {
   std::string model;           // Hugging Face, checkpoint or engine directory
   std::string dtype = "auto";  // auto, float32, float16, bfloat16: weights as computed with
-  std::string kv_cache_dtype = "auto";  // auto: the weights' dtype
+  std::string kv_cache_dtype = "auto";  // auto: as built, else the weights' dtype; also int8, fp8
   std::string device = "cpu";           // cpu, cuda, cuda:N
   std::string cpu_isa = "auto";         // auto, amx, avx512, avx2, reference
   std::string cuda_kernels = "auto";    // auto; generic: those of sm_80, whatever the GPU is

@@ -85,4 +85,24 @@ void ValueConverter::finish() const {
       where_, num_source_nonfinite_, first_source_nonfinite_);
 }
 
+std::vector<float> centered_bias(const ResolvedWeight& bias, const ResolvedWeights& resolved,
+                                 const KvCalibration& calibration) {
+  const auto count = static_cast<size_t>(bias.spec.shape.num_elements());
+  std::vector<float> values(count);
+  convert_elements(bias.tensor->data(), bias.tensor->dtype, values.data(), DType::kF32, count);
+  const int64_t layer = *attention_bias_layer(bias.spec);
+  if (bias.spec.name.ends_with("c_attn.bias")) {
+    center_qkv_bias(calibration, layer, values);
+    return values;
+  }
+  const std::string name = fmt::format("h.{}.attn.c_proj.weight", layer);
+  for (const ResolvedWeight& weight : resolved.weights) {
+    if (weight.spec.name != name) continue;
+    center_proj_bias(calibration, layer, weight.tensor->data(), weight.tensor->dtype, values);
+    weight.tensor->file->release(weight.tensor->offset, weight.tensor->num_bytes());
+    return values;
+  }
+  CARAVAN_FAIL(kInternal, "{} is missing", name);
+}
+
 }  // namespace caravan

@@ -2,8 +2,11 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "core/dtype.h"
+#include "format/kv_scales.h"
+#include "format/weight_spec.h"
 
 namespace caravan {
 
@@ -33,5 +36,10 @@ class ValueConverter {
   int64_t num_source_nonfinite_ = 0;
   int64_t first_source_nonfinite_ = -1;
 };
+
+/// The values of an attention bias (attention_bias_layer() has one) in float32 as a model with the
+/// calibration's offsets needs them; `resolved` holds c_proj's weight.
+std::vector<float> centered_bias(const ResolvedWeight& bias, const ResolvedWeights& resolved,
+                                 const KvCalibration& calibration);
 
 }  // namespace caravan

@@ -7,6 +7,7 @@
 #include "convert/model_files.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/op_params.h"
 #include "core/progress.h"
 #include "format/checksum.h"
 #include "format/safetensors.h"
@@ -41,6 +42,13 @@ class EngineWriter {
       write_transposed(tensor, form, converter);
     }
     converter.finish();
+    return hash_->digest();
+  }
+
+  /// A vector of float32.
+  uint64_t write(const std::vector<float>& values) {
+    hash_.emplace();
+    emit(values.data(), static_cast<int64_t>(values.size()), DType::kF32);
     return hash_->digest();
   }
 
@@ -122,8 +130,9 @@ EngineTensor table_entry(const EngineWeight& form, uint64_t hash) {
 }
 
 boost::json::object write_weights(const EngineBuildOptions& options,
-                                  const ResolvedWeights& resolved, const std::string& path,
-                                  EngineBuildResult& result) {
+                                  const ResolvedWeights& resolved, const ModelConfig& config,
+                                  const std::optional<KvCalibration>& calibration,
+                                  const std::string& path, EngineBuildResult& result) {
   std::vector<EngineWeight> forms;
   std::vector<SafetensorsWriter::Spec> specs;
   uint64_t total = 0;
@@ -134,16 +143,29 @@ boost::json::object write_weights(const EngineBuildOptions& options,
     forms.push_back(form);
     total += static_cast<uint64_t>(form.num_bytes());
   }
+  const std::vector<WeightSpec> kv_specs =
+      calibration ? kv_scale_specs(config) : std::vector<WeightSpec>{};
+  for (const WeightSpec& spec : kv_specs) {
+    specs.push_back({spec.name, DType::kF32, spec.shape});
+    total += static_cast<uint64_t>(spec.shape.num_elements()) * sizeof(float);
+  }
   Progress progress("build", total, "B");
   SafetensorsWriter file(path, specs, {{"format", "caravan-engine"}}, kTensorAlignment);
   EngineWriter writer(file, progress);
   boost::json::object tensors;
   for (size_t i = 0; i < forms.size(); ++i) {
-    const uint64_t hash = writer.write(resolved.weights[i], forms[i]);
+    const ResolvedWeight& weight = resolved.weights[i];
+    const uint64_t hash = calibration && attention_bias_layer(weight.spec)
+                              ? writer.write(centered_bias(weight, resolved, *calibration))
+                              : writer.write(weight, forms[i]);
     tensors[specs[i].name] = engine_tensor_to_json(table_entry(forms[i], hash));
   }
+  for (const WeightSpec& spec : kv_specs) {
+    const uint64_t hash = writer.write(kv_scale_values(calibration->scales, config, spec));
+    tensors[spec.name] = engine_tensor_to_json(table_entry({}, hash));
+  }
   file.finish();
-  result.num_tensors = static_cast<int64_t>(forms.size());
+  result.num_tensors = static_cast<int64_t>(specs.size());
   result.num_bytes = static_cast<int64_t>(total);
   return tensors;
 }
@@ -165,7 +187,15 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
                      "without --tensor-parallel",
                      options.input, dir.tensor_parallel);
   const TensorSource source = TensorSource::open_directory(options.input);
-  const ResolvedWeights resolved = resolve_gpt2_weights(source, dir.config, options.input);
+  const ResolvedWeights resolved =
+      resolve_gpt2_weights(source, dir.config, options.input, dir.kv_scale_dtype.has_value());
+  std::optional<KvCalibration> calibration = options.kv_calibration;
+  if (!calibration) calibration = load_kv_calibration(dir);
+  CARAVAN_CHECK(
+      options.build.kv_cache_dtype != DType::kI8 || calibration,
+      "--kv-cache-dtype int8: {} has no KV scales: add --calibrate-kv-cache FILE (text of "
+      "the kind the model will read)",
+      options.input);
   EngineBuildResult result;
   result.plan = make_memory_plan(dir.config, resolved.has_own_head, options.build, options.plan);
   result.skipped = resolved.skipped;
@@ -181,7 +211,9 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
                                    {"has_own_head", resolved.has_own_head},
                                    {"build", build_config_to_json(options.build)},
                                    {"memory_plan", plan_json(result.plan)}};
-    caravan["tensors"] = write_weights(options, resolved, work_path + "/rank0.safetensors", result);
+    if (calibration) caravan["kv_calibration"] = calibration->record;
+    caravan["tensors"] = write_weights(options, resolved, dir.config, calibration,
+                                       work_path + "/rank0.safetensors", result);
     result.copied_files = copy_side_files(options.input, work_path);
     config["caravan"] = caravan;
     write_json_file(work_path + "/config.json", config);

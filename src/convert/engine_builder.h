@@ -1,11 +1,13 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "convert/memory_plan.h"
 #include "core/json.h"
+#include "format/kv_scales.h"
 #include "format/model_dir.h"
 
 namespace caravan {
@@ -16,6 +18,8 @@ struct EngineBuildOptions {
   BuildConfig build;
   PlanInputs plan;
   bool replace = false;  // an existing output
+  /// Scales to store; unset: those of a checkpoint directory that has some.
+  std::optional<KvCalibration> kv_calibration;
   /// Called with the work directory once it is a complete engine without a certificate; what it
   /// returns becomes "certificate" in config.json, what it throws fails the build. May be null.
   std::function<boost::json::object(const std::string& engine_path)> certify;
@@ -34,8 +38,9 @@ struct EngineBuildResult {
 /// tensor as the target's kernels read it, 4 KiB aligned, and tokenizer files. Streams: beside a
 /// few MiB it holds one linear weight twice in the engine's dtype. Needs no GPU. Killed or failing
 /// it leaves nothing under `output`. Errors: kUnsupported for a target or dtype without kernels and
-/// for a tensor-parallel checkpoint; kInvalidArgument for limits beyond the model and values
-/// outside the dtype's range; those of open_model_dir, TensorSource and resolve_gpt2_weights; kIo.
+/// for a tensor-parallel checkpoint; kInvalidArgument for limits beyond the model, an int8
+/// KV cache without scales and values outside the dtype's range; those of open_model_dir,
+/// TensorSource and resolve_gpt2_weights; kIo.
 EngineBuildResult build_engine(const EngineBuildOptions& options);
 
 /// The dtype to build with when none was asked for: the source's own if it is 16 bit, else float16.

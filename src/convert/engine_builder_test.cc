@@ -88,6 +88,116 @@ TEST_F(EngineBuilderTest, EveryElementIsWhereTheLayoutSays) {
   }
 }
 
+KvCalibration odd_calibration(DType dtype) {
+  KvCalibration calibration;
+  calibration.scales = uniform_kv_scales(odd_config(), 0.0f);
+  float next = 0.01f;
+  for (auto* values : {&calibration.scales.k, &calibration.scales.v}) {
+    for (float& value : *values) value = next *= 1.1f;
+  }
+  calibration.dtype = dtype;
+  calibration.record = {{"dtype", dtype_name(dtype)}, {"method", "absmax"}};
+  return calibration;
+}
+
+TEST_F(EngineBuilderTest, KvScalesPassThroughEveryDirectory) {
+  write_odd_model(at("hf"), DType::kF32, false);
+  const KvCalibration calibration = odd_calibration(DType::kI8);
+  ConvertOptions convert;
+  convert.input = at("hf");
+  convert.output = at("checkpoint");
+  convert.kv_calibration = calibration;
+  convert_checkpoint(convert);
+  EngineBuildOptions options = options_for(at("checkpoint"), at("engine"), DType::kF16);
+  options.build.kv_cache_dtype = DType::kI8;
+  const EngineBuildResult result = build_engine(options);
+  for (const char* name : {"checkpoint", "engine"}) {
+    const ModelDir dir = open_model_dir(at(name));
+    ASSERT_EQ(dir.kv_scale_dtype, DType::kI8) << name;
+    const auto got = load_kv_calibration(dir);
+    ASSERT_TRUE(got.has_value());
+    EXPECT_EQ(got->scales.k, calibration.scales.k) << name;
+    EXPECT_EQ(got->scales.v, calibration.scales.v) << name;
+    EXPECT_EQ(got->record, calibration.record) << name;
+    // For the other dtype the clipping values are the same.
+    const KvScales other = kv_scales_for(*got, DType::kF8E4M3);
+    for (size_t i = 0; i < other.k.size(); ++i) {
+      EXPECT_FLOAT_EQ(other.k[i] * 448, calibration.scales.k[i] * 127);
+      EXPECT_FLOAT_EQ(other.v[i] * 448, calibration.scales.v[i] * 127);
+    }
+  }
+  const ModelDir engine = open_model_dir(at("engine"));
+  EXPECT_EQ(engine.build->kv_cache_dtype, DType::kI8);
+  EXPECT_NO_THROW(verify_engine_checksums(engine));
+  EXPECT_EQ(result.num_bytes, result.plan.weights_bytes + result.plan.kv_scale_bytes);
+  EXPECT_FALSE(load_kv_calibration(open_model_dir(at("hf"))).has_value());
+}
+
+TEST_F(EngineBuilderTest, KvScalesAreSplitByHeads) {
+  ModelConfig config = odd_config();
+  SynthOptions synth;
+  synth.config = config;
+  synth.config.hidden_size = 48;
+  synth.config.num_heads = 6;
+  synth.config.ffn_size = 96;
+  synth.config.num_layers = 2;
+  write_synthetic_model(synth, at("hf"));
+  ConvertOptions convert;
+  convert.input = at("hf");
+  convert.output = at("checkpoint");
+  convert.tensor_parallel = 2;
+  KvCalibration calibration = odd_calibration(DType::kF8E4M3);
+  calibration.scales = uniform_kv_scales(synth.config, 0.0f);
+  for (size_t i = 0; i < 12; ++i) {
+    calibration.scales.k[i] = static_cast<float>(i + 1);
+    calibration.scales.v[i] = static_cast<float>(i + 101);
+  }
+  convert.kv_calibration = calibration;
+  convert_checkpoint(convert);
+  for (int rank = 0; rank < 2; ++rank) {
+    const TensorSource source =
+        TensorSource::open_file(open_model_dir(at("checkpoint")).rank_path(rank));
+    for (size_t layer = 0; layer < 2; ++layer) {
+      for (const bool is_k : {true, false}) {
+        const StoredTensor* tensor =
+            source.find(fmt::format("h.{}.attn.{}_scale", layer, is_k ? "k" : "v"));
+        ASSERT_NE(tensor, nullptr);
+        ASSERT_EQ(tensor->shape, Shape{3});
+        for (size_t h = 0; h < 3; ++h) {
+          EXPECT_EQ(load_as_f32(tensor->data(), DType::kF32, h),
+                    static_cast<float>(layer * 6 + static_cast<size_t>(rank) * 3 + h) +
+                        (is_k ? 1.0f : 101.0f));
+        }
+      }
+    }
+  }
+}
+
+TEST_F(EngineBuilderTest, BrokenKvScalesAreNamed) {
+  write_odd_model(at("hf"), DType::kF32, false);
+  EngineBuildOptions options = options_for(at("hf"), at("engine"), DType::kF16);
+  options.build.kv_cache_dtype = DType::kI8;
+  const auto missing = error_of([&] { build_engine(options); });
+  EXPECT_EQ(missing.first, ErrorCode::kInvalidArgument);
+  EXPECT_NE(missing.second.find("--calibrate-kv-cache FILE"), std::string::npos) << missing.second;
+  EXPECT_FALSE(fs::exists(at("engine")));
+  int next = 0;
+  for (const float bad : {0.0f, -1.0f, INFINITY, std::nanf("")}) {
+    options.output = at("engine" + std::to_string(next++));
+    options.kv_calibration = odd_calibration(DType::kI8);
+    options.kv_calibration->scales.v[1] = bad;
+    build_engine(options);
+    const auto error = error_of([&] { load_kv_calibration(open_model_dir(options.output)); });
+    EXPECT_EQ(error.first, ErrorCode::kCorrupt);
+    EXPECT_NE(error.second.find("h.0.attn.v_scale of head 1"), std::string::npos) << error.second;
+  }
+  options.output = at("few");
+  options.kv_calibration = odd_calibration(DType::kI8);
+  options.kv_calibration->scales.k.pop_back();
+  EXPECT_EQ(error_of([&] { build_engine(options); }).first, ErrorCode::kInvalidArgument);
+  EXPECT_FALSE(fs::exists(at("few")));
+}
+
 // wte of 50,258 rows passes through the builder in several pieces.
 TEST_F(EngineBuilderTest, LargeMatricesAreTheSameInPieces) {
   SynthOptions synth;

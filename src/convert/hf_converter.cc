@@ -110,6 +110,7 @@ boost::json::object caravan_object(const ConvertOptions& options, const Resolved
                                 {"has_own_head", resolved.has_own_head},
                                 {"dtype", dtype_name(dtype)},
                                 {"source", std::move(files)}};
+  if (options.kv_calibration) result["kv_calibration"] = options.kv_calibration->record;
   if (options.tensor_parallel > 1) {
     const WeightSlice slice =
         weight_slice(resolved.weights.front().spec, 0, options.tensor_parallel);
@@ -118,8 +119,15 @@ boost::json::object caravan_object(const ConvertOptions& options, const Resolved
   return result;
 }
 
-uint64_t journal_key(const boost::json::object& config) {
-  const std::string text = boost::json::serialize(config);
+uint64_t journal_key(const boost::json::object& config, const ConvertOptions& options) {
+  std::string text = boost::json::serialize(config);
+  if (options.kv_calibration) {
+    for (const auto* scales :
+         {&options.kv_calibration->scales.k, &options.kv_calibration->scales.v,
+          &options.kv_calibration->key_offsets, &options.kv_calibration->value_offsets}) {
+      text.append(reinterpret_cast<const char*>(scales->data()), scales->size() * sizeof(float));
+    }
+  }
   return xxh3(std::as_bytes(std::span(text.data(), text.size())));
 }
 
@@ -127,10 +135,12 @@ class Conversion {
  public:
   Conversion(const ConvertOptions& options, const ModelDir& dir, const TensorSource& source)
       : options_(options),
+        model_config_(dir.config),
         resolved_(resolve_gpt2_weights(source, dir.config, options.input)),
         dtype_(options.dtype.value_or(natural_dtype(resolved_))) {
     CARAVAN_CHECK(dtype_ == DType::kF32 || dtype_ == DType::kF16 || dtype_ == DType::kBF16,
                   "--dtype: got {}, wanted float16, bfloat16 or float32", dtype_name(dtype_));
+    if (options.kv_calibration) kv_specs_ = kv_scale_specs(dir.config);
     config_ = source_config_json(options.input, dtype_);
   }
 
@@ -141,7 +151,7 @@ class Conversion {
     result.dtype = dtype_;
     result.has_own_head = resolved_.has_own_head;
     result.skipped = resolved_.skipped;
-    ConvertJournal journal(work_path + "/" + kJournalName, journal_key(config_));
+    ConvertJournal journal(work_path + "/" + kJournalName, journal_key(config_, options_));
     uint64_t total = 0;
     for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
       for (const auto& spec : rank_specs(rank)) {
@@ -166,6 +176,10 @@ class Conversion {
       specs.push_back({weight.spec.name, stored_dtype(weight.spec, dtype_),
                        weight_slice(weight.spec, rank, options_.tensor_parallel).shape});
     }
+    for (const WeightSpec& spec : kv_specs_) {
+      specs.push_back(
+          {spec.name, DType::kF32, weight_slice(spec, rank, options_.tensor_parallel).shape});
+    }
     return specs;
   }
 
@@ -177,8 +191,17 @@ class Conversion {
     const size_t num_kept = file.resume(journal.finished(rank));
     journal.keep(rank, num_kept);
     for (size_t i = 0; i < num_kept; ++i) progress.add(file.tensor_bytes(i));
+    const size_t num_weights = resolved_.weights.size();
     for (size_t i = num_kept; i < specs.size(); ++i) {
+      if (i >= num_weights) {
+        journal.record(rank, i, write_kv_scales(kv_specs_[i - num_weights], rank, file, progress));
+        continue;
+      }
       const ResolvedWeight& weight = resolved_.weights[i];
+      if (options_.kv_calibration && attention_bias_layer(weight.spec)) {
+        journal.record(rank, i, write_attention_bias(weight, rank, file, progress));
+        continue;
+      }
       const WeightSlice slice = weight_slice(weight.spec, rank, options_.tensor_parallel);
       journal.record(rank, i, write_slice(weight, slice, specs[i].dtype, file, progress));
     }
@@ -186,6 +209,29 @@ class Conversion {
     result.num_tensors += static_cast<int64_t>(specs.size());
     result.num_resumed += static_cast<int64_t>(num_kept);
     result.num_bytes += static_cast<int64_t>(file.num_bytes());
+  }
+
+  uint64_t write_attention_bias(const ResolvedWeight& weight, int rank, ResumableSafetensors& file,
+                                Progress& progress) const {
+    const std::vector<float> bias = centered_bias(weight, resolved_, *options_.kv_calibration);
+    for (const auto& [begin, end] :
+         weight_slice(weight.spec, rank, options_.tensor_parallel).columns) {
+      const auto num_bytes = static_cast<size_t>(end - begin) * sizeof(float);
+      file.write(bias.data() + begin, num_bytes);
+      progress.add(num_bytes);
+    }
+    return file.end_tensor();
+  }
+
+  uint64_t write_kv_scales(const WeightSpec& spec, int rank, ResumableSafetensors& file,
+                           Progress& progress) const {
+    const std::vector<float> values =
+        kv_scale_values(options_.kv_calibration->scales, model_config_, spec);
+    const auto [begin, end] = weight_slice(spec, rank, options_.tensor_parallel).columns.front();
+    const auto num_bytes = static_cast<size_t>(end - begin) * sizeof(float);
+    file.write(values.data() + begin, num_bytes);
+    progress.add(num_bytes);
+    return file.end_tensor();
   }
 
   // Everything that does not belong to the result: the journal, temporary files of a killed run.
@@ -204,7 +250,9 @@ class Conversion {
   }
 
   const ConvertOptions& options_;
+  const ModelConfig& model_config_;
   ResolvedWeights resolved_;
+  std::vector<WeightSpec> kv_specs_;  // empty without a calibration
   DType dtype_;
   boost::json::object config_;
 };

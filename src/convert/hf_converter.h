@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "format/kv_scales.h"
 #include "format/model_config.h"
 #include "format/weight_spec.h"
 
@@ -37,8 +38,9 @@ struct ConvertOptions {
   std::string output;          // checkpoint directory to make
   std::optional<DType> dtype;  // of matrices; none: as the source's wte is stored
   int tensor_parallel = 1;
-  bool replace = false;  // an existing output
-  bool restart = false;  // throw away what a killed run left
+  std::optional<KvCalibration> kv_calibration;  // scales to store beside the weights
+  bool replace = false;                         // an existing output
+  bool restart = false;                         // throw away what a killed run left
 };
 
 struct ConvertResult {

@@ -7,6 +7,7 @@
 
 #include "convert/byte_size.h"
 #include "core/error.h"
+#include "core/op_params.h"
 #include "core/tensor.h"
 
 namespace caravan {
@@ -157,6 +158,11 @@ MemoryPlan make_memory_plan(const ModelConfig& config, bool has_own_head, const 
       checked_mul(2 * config.num_layers, config.hidden_size, "KV cache"), kv_size, "KV cache");
   plan.kv_bytes = checked_mul(checked_mul(plan.kv_num_blocks, plan.kv_block_size, "KV cache"),
                               plan.kv_bytes_per_token, "KV cache");
+  if (is_quantized_kv(build.kv_cache_dtype)) {
+    plan.kv_scale_bytes =
+        2 * config.num_layers * config.num_heads * static_cast<int64_t>(sizeof(float));
+    plan.kv_bytes = checked_add(plan.kv_bytes, plan.kv_scale_bytes, "KV cache");
+  }
   if (inputs.workspace_bytes) plan.workspace_bytes = inputs.workspace_bytes(build);
   checked_add(checked_add(plan.weights_bytes, plan.kv_bytes, "memory plan"), plan.workspace_bytes,
               "memory plan");
@@ -170,8 +176,11 @@ void check_fits(const MemoryPlan& plan, int64_t available_bytes) {
   const std::string advice =
       plan.weights_bytes <= available_bytes
           ? fmt::format(
-                "lower --max-batch-size ({}), --max-input-len ({}) or --max-output-len ({})",
-                build.max_batch_size, build.max_input_len, build.max_output_len)
+                "lower --max-batch-size ({}), --max-input-len ({}) or --max-output-len ({}){}",
+                build.max_batch_size, build.max_input_len, build.max_output_len,
+                is_quantized_kv(build.kv_cache_dtype)
+                    ? ""
+                    : ", or halve it with --kv-cache-dtype int8 or fp8")
       : build.dtype == DType::kF32
           ? std::string("choose --dtype float16 or bfloat16 (now float32)")
           : std::string("the weights alone need a machine with more memory");
@@ -188,9 +197,10 @@ PlanLimits largest_limits(const ModelConfig& config, bool has_own_head, const Bu
   const auto fits = [&](const BuildConfig& candidate) {
     const int64_t blocks =
         ceil_div(candidate.max_input_len + candidate.max_output_len, plan.kv_block_size);
-    const int64_t kv =
+    const int64_t kv = checked_add(
         checked_mul(checked_mul(candidate.max_batch_size, blocks * plan.kv_block_size, "KV cache"),
-                    plan.kv_bytes_per_token, "KV cache");
+                    plan.kv_bytes_per_token, "KV cache"),
+        plan.kv_scale_bytes, "KV cache");
     const int64_t workspace = inputs.workspace_bytes ? inputs.workspace_bytes(candidate) : 0;
     return plan.weights_bytes + workspace <= available_bytes &&
            kv <= available_bytes - plan.weights_bytes - workspace;
@@ -225,8 +235,11 @@ std::string plan_text(const MemoryPlan& plan) {
   row("weights", plan.weights_bytes,
       fmt::format("of them {} B padding", group_digits(plan.padding_bytes)));
   row("KV cache", plan.kv_bytes,
-      fmt::format("{} blocks of {} tokens, {} B a token", group_digits(plan.kv_num_blocks),
-                  plan.kv_block_size, group_digits(plan.kv_bytes_per_token)));
+      fmt::format("{} blocks of {} tokens, {} B a token{}", group_digits(plan.kv_num_blocks),
+                  plan.kv_block_size, group_digits(plan.kv_bytes_per_token),
+                  plan.kv_scale_bytes == 0
+                      ? ""
+                      : fmt::format(", {} B scales", group_digits(plan.kv_scale_bytes))));
   row("workspace", plan.workspace_bytes, "kernels and activations");
   row("total", plan.total_bytes(), "");
   return text;
@@ -235,11 +248,17 @@ std::string plan_text(const MemoryPlan& plan) {
 boost::json::object plan_json(const MemoryPlan& plan) {
   boost::json::object weights;
   for (const MemoryPlan::Item& item : plan.weights) weights[item.name] = item.num_bytes;
-  return {{"num_parameters", plan.num_parameters},         {"weights", std::move(weights)},
-          {"weights_bytes", plan.weights_bytes},           {"padding_bytes", plan.padding_bytes},
-          {"kv_block_size", plan.kv_block_size},           {"kv_num_blocks", plan.kv_num_blocks},
-          {"kv_bytes_per_token", plan.kv_bytes_per_token}, {"kv_bytes", plan.kv_bytes},
-          {"workspace_bytes", plan.workspace_bytes},       {"total_bytes", plan.total_bytes()}};
+  return {{"num_parameters", plan.num_parameters},
+          {"weights", std::move(weights)},
+          {"weights_bytes", plan.weights_bytes},
+          {"padding_bytes", plan.padding_bytes},
+          {"kv_block_size", plan.kv_block_size},
+          {"kv_num_blocks", plan.kv_num_blocks},
+          {"kv_bytes_per_token", plan.kv_bytes_per_token},
+          {"kv_scale_bytes", plan.kv_scale_bytes},
+          {"kv_bytes", plan.kv_bytes},
+          {"workspace_bytes", plan.workspace_bytes},
+          {"total_bytes", plan.total_bytes()}};
 }
 
 std::optional<int64_t> available_memory_bytes() {

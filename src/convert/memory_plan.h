@@ -56,7 +56,8 @@ struct MemoryPlan {
   int64_t kv_block_size = 0;   // tokens
   int64_t kv_num_blocks = 0;   // max_batch_size * ceil((max_input_len + max_output_len) / block)
   int64_t kv_bytes_per_token = 0;  // all layers
-  int64_t kv_bytes = 0;            // kv_num_blocks * kv_block_size * kv_bytes_per_token
+  int64_t kv_scale_bytes = 0;      // of a quantized cache: 2 * num_layers * num_heads floats
+  int64_t kv_bytes = 0;  // kv_num_blocks * kv_block_size * kv_bytes_per_token + kv_scale_bytes
   int64_t workspace_bytes = 0;
   int64_t total_bytes() const { return weights_bytes + kv_bytes + workspace_bytes; }
 };

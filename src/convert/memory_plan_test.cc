@@ -50,6 +50,26 @@ TEST(MemoryPlan, Camel5b) {
   EXPECT_EQ(plan.total_bytes(), plan.weights_bytes + plan.kv_bytes);
 }
 
+// One byte an element instead of two, and two floats for each of 24 x 32 heads.
+TEST(MemoryPlan, QuantizedKvCacheTakesHalfTheBytes) {
+  const ModelConfig config = *synth_shape("camel-5b");
+  BuildConfig build = limits(32, 512, 200);
+  const MemoryPlan wide = make_memory_plan(config, false, build, PlanInputs{});
+  for (const DType dtype : {DType::kI8, DType::kF8E4M3}) {
+    build.kv_cache_dtype = dtype;
+    const MemoryPlan plan = make_memory_plan(config, false, build, PlanInputs{});
+    EXPECT_EQ(plan.kv_bytes_per_token, 196'608);
+    EXPECT_EQ(plan.kv_scale_bytes, 2 * 24 * 32 * 4);
+    EXPECT_EQ(plan.kv_bytes, wide.kv_bytes / 2 + plan.kv_scale_bytes);
+    EXPECT_EQ(plan.weights_bytes, wide.weights_bytes);
+    EXPECT_NE(plan_text(plan).find("6,144 B scales"), std::string::npos) << plan_text(plan);
+    // The largest batch is the edge here too, scales counted.
+    const int64_t available = plan.total_bytes() + 10 * 45 * 16 * int64_t{196'608};
+    EXPECT_EQ(largest_limits(config, false, build, PlanInputs{}, available).max_batch_size, 42);
+    EXPECT_EQ(largest_limits(config, false, build, PlanInputs{}, available - 1).max_batch_size, 41);
+  }
+}
+
 TEST(MemoryPlan, Gpt2Small) {
   const ModelConfig config = *synth_shape("gpt2");
   const MemoryPlan plan = make_memory_plan(config, false, limits(1, 1000, 24), PlanInputs{});

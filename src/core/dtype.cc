@@ -1,6 +1,7 @@
 #include "core/dtype.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "core/error.h"
@@ -237,6 +238,15 @@ void convert_elements(const void* src, DType src_dtype, void* dst, DType dst_dty
       return;
     case DType::kBF16:
       for (size_t i = 0; i < count; ++i) store(i, f32_to_bf16(load_as_f32(src, src_dtype, i)));
+      return;
+    case DType::kF8E4M3:
+      for (size_t i = 0; i < count; ++i) store(i, f32_to_f8e4m3(load_as_f32(src, src_dtype, i)));
+      return;
+    case DType::kI8:
+      for (size_t i = 0; i < count; ++i) {
+        const float rounded = std::nearbyint(load_as_f32(src, src_dtype, i));
+        store(i, static_cast<int8_t>(rounded > -127.0f ? std::min(rounded, 127.0f) : -127.0f));
+      }
       return;
     default:
       CARAVAN_FAIL(kUnsupported, "cannot convert to {}", dtype_name(dst_dtype));

@@ -46,7 +46,8 @@ float f8e4m3_to_f32(uint8_t bits);
 /// Element `i` of an array of `dtype` as float. Any DType; integers and bool convert by value.
 float load_as_f32(const void* data, DType dtype, size_t i);
 
-/// dst[i] = src[i] for i < count. src: any DType; dst: kF64, kF32, kF16 or kBF16.
+/// dst[i] = src[i] for i < count. src: any DType; dst: kF64, kF32, kF16, kBF16, kF8E4M3 or kI8
+/// (rounded to nearest even and clamped to +-127; NaN becomes -127).
 /// f64 goes through one rounding to f32 first. Errors: kUnsupported for another dst.
 void convert_elements(const void* src, DType src_dtype, void* dst, DType dst_dtype, size_t count);
 /// The same by all threads, for whole weights.

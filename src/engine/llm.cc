@@ -23,6 +23,16 @@ std::optional<DType> dtype_option(const std::string& text, const char* what) {
   return dtype;
 }
 
+std::optional<DType> kv_dtype_option(const std::string& text) {
+  const std::optional<DType> dtype = parse_dtype(text);
+  if (dtype && is_quantized_kv(*dtype)) return dtype;
+  if (text == "auto") return std::nullopt;
+  CARAVAN_CHECK(dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16,
+                "kv cache dtype \"{}\", expected auto, float32, float16, bfloat16, int8 or fp8",
+                printable(text));
+  return dtype;
+}
+
 double milliseconds(Sequence::Clock::time_point from, Sequence::Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
@@ -38,7 +48,7 @@ struct TextStream {
 LlmEngine make_engine(const LlmOptions& options, const ModelDir& dir) {
   LlmEngineOptions engine;
   engine.runner.dtype = dtype_option(options.dtype, "dtype");
-  engine.runner.kv_cache_dtype = dtype_option(options.kv_cache_dtype, "kv cache dtype");
+  engine.runner.kv_cache_dtype = kv_dtype_option(options.kv_cache_dtype);
   engine.runner.max_batch_size = options.max_batch_size;
   engine.runner.max_seq_len = options.max_seq_len;
   engine.runner.max_num_logits = options.max_batch_size;

@@ -25,6 +25,17 @@ DType checked_cache_dtype(const ModelDir& dir, const Backend& backend, const Gpt
   return dtype;
 }
 
+// Options with the scales that a quantized cache will have; before the weights are read, because
+// only a dtype that was asked for can be quantized.
+ModelRunnerOptions with_kv_scales(const ModelDir& dir, ModelRunnerOptions options, bool is_random) {
+  std::optional<DType> dtype = options.kv_cache_dtype;
+  if (!dtype && dir.build) dtype = dir.build->kv_cache_dtype;
+  if (!dtype || !options.kv_scales.is_empty()) return options;
+  options.kv_scales =
+      is_random ? random_model_kv_scales(dir.config, *dtype) : kv_scales_of(dir, *dtype);
+  return options;
+}
+
 DeviceBatchLimits device_batch_limits(const StepLimits& limits, const Backend& backend) {
   return {.max_num_tokens = limits.max_num_tokens,
           .max_num_seqs = limits.max_num_seqs,
@@ -85,11 +96,11 @@ int64_t ModelRunner::workspace_bytes(const ModelConfig& config, const Backend& b
 
 ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
                          const ModelRunnerOptions& options)
-    : ModelRunner(dir, std::move(backend), options, std::nullopt) {}
+    : ModelRunner(dir, std::move(backend), with_kv_scales(dir, options, false), std::nullopt) {}
 
 ModelRunner ModelRunner::random(const ModelDir& dir, std::unique_ptr<Backend> backend,
                                 const ModelRunnerOptions& options) {
-  return ModelRunner(dir, std::move(backend), options, kRandomSeed);
+  return ModelRunner(dir, std::move(backend), with_kv_scales(dir, options, true), kRandomSeed);
 }
 
 ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
@@ -102,7 +113,8 @@ ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
       max_num_logits_(step_limits(options).max_num_logits),
       cache_(*backend_, dir.config,
              checked_cache_dtype(dir, *backend_, model_, options.kv_cache_dtype),
-             options.max_batch_size * ceil_div(max_seq_len_, backend_->kv_block_size())),
+             options.max_batch_size * ceil_div(max_seq_len_, backend_->kv_block_size()),
+             options.kv_scales),
       logits_stride_(backend_->row_stride(dir.config.vocab_size)),
       max_batch_size_(options.max_batch_size) {
   StepLimits limits = step_limits(options);

@@ -19,6 +19,8 @@ namespace caravan {
 struct ModelRunnerOptions {
   std::optional<DType> dtype = std::nullopt;           // unset: choose_weight_dtype()
   std::optional<DType> kv_cache_dtype = std::nullopt;  // unset: the engine's, else the weights'
+  /// Of a quantized cache; empty: the directory's, see ModelRunner.
+  KvScales kv_scales = {};
   int64_t max_num_batched_tokens = 512;
   int64_t max_num_logits = 8;  // rows of logits of one step
   int64_t max_seq_len = 0;     // 0: the engine's limit, else the model's
@@ -41,10 +43,14 @@ StepLimits step_limits(const ModelRunnerOptions& options);
 /// A loaded model with its cache and step memory on one backend.
 class ModelRunner {
  public:
-  /// Errors: as Gpt2Model::load; kInvalidArgument when max_seq_len exceeds the model or the engine.
+  /// A quantized cache takes its scales from the options, else from the directory. A float8 cache
+  /// without any gets scale 1 and a warning; an int8 cache without any is an error.
+  /// Errors: as Gpt2Model::load; kInvalidArgument when max_seq_len exceeds the model or the engine,
+  /// or the scales are missing.
   ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
               const ModelRunnerOptions& options);
-  /// With random weights of `dir.config`'s shape.
+  /// With random weights of `dir.config`'s shape. Without given scales a quantized cache has room
+  /// for values up to 8 in every head.
   static ModelRunner random(const ModelDir& dir, std::unique_ptr<Backend> backend,
                             const ModelRunnerOptions& options);
 

@@ -8,6 +8,7 @@
 
 #include "core/error.h"
 #include "core/mapped_file.h"
+#include "core/op_params.h"
 #include "core/progress.h"
 #include "format/checksum.h"
 #include "format/json_fields.h"
@@ -31,12 +32,21 @@ DType dtype_field(const JsonFields& fields, std::string_view field) {
   return *dtype;
 }
 
+DType kv_dtype_field(const JsonFields& fields, std::string_view field) {
+  const std::optional<DType> dtype = parse_dtype(fields.string(field));
+  if (dtype && is_quantized_kv(*dtype)) return *dtype;
+  if (!dtype || *dtype == DType::kF64 || !is_floating(*dtype)) {
+    fields.fail(field, "float32, float16, bfloat16, int8 or float8_e4m3fn");
+  }
+  return *dtype;
+}
+
 BuildConfig parse_build_config(const boost::json::object& object, const std::string& where) {
   const JsonFields fields(object, where, "caravan.build.");
   BuildConfig build;
   build.target = fields.string("target");
   build.dtype = dtype_field(fields, "dtype");
-  build.kv_cache_dtype = dtype_field(fields, "kv_cache_dtype");
+  build.kv_cache_dtype = kv_dtype_field(fields, "kv_cache_dtype");
   build.max_batch_size = fields.integer("max_batch_size", 1, kMaxBatchSize);
   build.max_input_len = fields.integer("max_input_len", 1, kMaxPositions);
   build.max_output_len = fields.integer("max_output_len", 1, kMaxPositions);
@@ -63,9 +73,18 @@ EngineTensor parse_engine_tensor(const boost::json::value& value, std::string_vi
   return tensor;
 }
 
+// What an engine's file and table hold.
+std::vector<WeightSpec> engine_tensor_specs(const ModelDir& dir) {
+  std::vector<WeightSpec> specs = gpt2_weight_specs(dir.config, dir.has_own_head);
+  if (dir.kv_scale_dtype) {
+    for (WeightSpec& spec : kv_scale_specs(dir.config)) specs.push_back(std::move(spec));
+  }
+  return specs;
+}
+
 // The table must be exactly what the architecture needs, so that a loader may rely on it.
 void check_engine_table(const ModelDir& dir, const std::string& where) {
-  const std::vector<WeightSpec> specs = gpt2_weight_specs(dir.config, dir.has_own_head);
+  const std::vector<WeightSpec> specs = engine_tensor_specs(dir);
   for (const WeightSpec& spec : specs) {
     const auto found = dir.tensors.find(spec.name);
     CARAVAN_CHECK_CODE(found != dir.tensors.end(), kCorrupt, "{}: caravan.tensors: {} is missing",
@@ -151,6 +170,12 @@ ModelDir parse_model_dir(std::string_view json, ModelConfig config, const std::s
   dir.kind = kind == "engine" ? ModelDirKind::kEngine : ModelDirKind::kCheckpoint;
   dir.tensor_parallel = static_cast<int>(fields.integer("tensor_parallel", 1, kMaxTensorParallel));
   dir.has_own_head = fields.boolean("has_own_head");
+  if (dir.caravan.contains("kv_calibration")) {
+    const JsonFields calibration(fields.object("kv_calibration"), where, "caravan.kv_calibration.");
+    const std::optional<DType> dtype = parse_dtype(calibration.string("dtype"));
+    if (!dtype || !is_quantized_kv(*dtype)) calibration.fail("dtype", "int8 or float8_e4m3fn");
+    dir.kv_scale_dtype = dtype;
+  }
   if (dir.kind == ModelDirKind::kEngine) parse_engine(fields, where, dir);
   return dir;
 }
@@ -202,7 +227,7 @@ void verify_engine_checksums(const ModelDir& dir) {
   CARAVAN_CHECK(dir.kind == ModelDirKind::kEngine, "{}: not an engine: it has no checksums",
                 dir.path);
   const TensorSource source = TensorSource::open_file(dir.rank_path(0));
-  const std::vector<WeightSpec> specs = gpt2_weight_specs(dir.config, dir.has_own_head);
+  const std::vector<WeightSpec> specs = engine_tensor_specs(dir);
   uint64_t total = 0;
   for (const WeightSpec& spec : specs) total += find_engine_tensor(dir, source, spec).num_bytes();
   Progress progress("verify", total, "B");

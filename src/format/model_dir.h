@@ -23,7 +23,7 @@ enum class ModelDirKind : uint8_t { kHuggingFace, kCheckpoint, kEngine };
 struct BuildConfig {
   std::string target = "cpu";
   DType dtype = DType::kF16;
-  DType kv_cache_dtype = DType::kF16;
+  DType kv_cache_dtype = DType::kF16;  // also kI8, kF8E4M3
   int64_t max_batch_size = 32;
   int64_t max_input_len = 512;
   int64_t max_output_len = 200;
@@ -50,6 +50,7 @@ struct ModelDir {
   bool has_own_head = false;                    // checkpoint, engine
   std::optional<BuildConfig> build;             // engine
   std::map<std::string, EngineTensor> tensors;  // engine, by canonical name
+  std::optional<DType> kv_scale_dtype;          // checkpoint, engine: stored KV scales are for it
   boost::json::object caravan;                  // the whole "caravan" object, {} if none
 
   std::string rank_path(int rank) const;  // path/rank{r}.safetensors

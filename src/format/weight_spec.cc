@@ -132,8 +132,26 @@ std::vector<WeightSpec> gpt2_weight_specs(const ModelConfig& config, bool has_ow
   return specs;
 }
 
+std::optional<int64_t> attention_bias_layer(const WeightSpec& spec) {
+  if (!spec.name.ends_with(".attn.c_attn.bias") && !spec.name.ends_with(".attn.c_proj.bias")) {
+    return std::nullopt;
+  }
+  return std::stoll(spec.name.substr(2));  // "h.N"
+}
+
+std::vector<WeightSpec> kv_scale_specs(const ModelConfig& config) {
+  std::vector<WeightSpec> specs;
+  for (int64_t layer = 0; layer < config.num_layers; ++layer) {
+    for (const char* name : {"k_scale", "v_scale"}) {
+      specs.push_back(vector_spec(fmt::format("h.{}.attn.{}", layer, name), config.num_heads,
+                                  WeightSplit::kColumns));
+    }
+  }
+  return specs;
+}
+
 ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConfig& config,
-                                     const std::string& where) {
+                                     const std::string& where, bool has_kv_scales) {
   ResolvedWeights resolved;
   std::unordered_map<std::string_view, const StoredTensor*> stored;
   std::vector<std::string> unexpected;
@@ -157,6 +175,11 @@ ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConf
       stored.erase(found);
     } else if (spec.role != WeightRole::kHead) {
       missing.push_back(spec.name);
+    }
+  }
+  if (has_kv_scales) {
+    for (const WeightSpec& spec : kv_scale_specs(config)) {
+      if (stored.erase(spec.name) == 0) missing.push_back(spec.name);
     }
   }
   for (const auto& [name, tensor] : stored) unexpected.push_back(tensor->name);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -42,6 +43,14 @@ struct WeightSpec {
 /// In the order of the forward pass: wte, wpe, h.0..., ln_f, and lm_head when has_own_head.
 std::vector<WeightSpec> gpt2_weight_specs(const ModelConfig& config, bool has_own_head);
 
+/// N of "h.N.attn.c_attn.bias" or "h.N.attn.c_proj.bias", which centering a quantized KV cache
+/// changes; nullopt for other tensors.
+std::optional<int64_t> attention_bias_layer(const WeightSpec& spec);
+
+/// Scales of a quantized KV cache, "h.N.attn.k_scale" and "h.N.attn.v_scale" layer by layer:
+/// [num_heads] float32, divided by heads. Checkpoint and engine directories may have them.
+std::vector<WeightSpec> kv_scale_specs(const ModelConfig& config);
+
 struct ResolvedWeight {
   WeightSpec spec;
   const StoredTensor* tensor = nullptr;
@@ -58,9 +67,10 @@ struct ResolvedWeights {
 /// Stored masks (attn.bias, attn.masked_bias) are skipped. A stored lm_head is compared with wte:
 /// equal bytes count as tied; different bytes are kept, whatever tie_word_embeddings says, with a
 /// warning when it says tied. Untied without a stored lm_head is an error.
-/// Errors: kCorrupt naming the tensor, its shape and the expected one; every missing tensor and
-/// every tensor that has no place in the architecture is named.
+/// has_kv_scales: the tensors of kv_scale_specs() are expected too; load_kv_calibration() reads
+/// them. Errors: kCorrupt naming the tensor, its shape and the expected one; every missing tensor
+/// and every tensor that has no place in the architecture is named.
 ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConfig& config,
-                                     const std::string& where);
+                                     const std::string& where, bool has_kv_scales = false);
 
 }  // namespace caravan

@@ -110,7 +110,8 @@ void Gpt2Weights::find_in_engine(const ModelDir& dir) {
 }
 
 void Gpt2Weights::find_in_store(const ModelDir& dir) {
-  ResolvedWeights resolved = resolve_gpt2_weights(*source_, config_, dir.path);
+  ResolvedWeights resolved =
+      resolve_gpt2_weights(*source_, config_, dir.path, dir.kv_scale_dtype.has_value());
   has_own_head_ = resolved.has_own_head;
   for (ResolvedWeight& w : resolved.weights) {
     const std::string name = w.spec.name;

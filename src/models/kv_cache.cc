@@ -1,6 +1,7 @@
 #include "models/kv_cache.h"
 
 #include <cmath>
+#include <vector>
 
 #include "core/error.h"
 
@@ -10,6 +11,11 @@ int64_t KvCache::block_bytes(const ModelConfig& config, DType dtype, int64_t blo
   const int64_t token =
       checked_mul(2 * static_cast<int64_t>(dtype_size(dtype)), config.hidden_size, "KV cache");
   return checked_mul(checked_mul(token, config.num_layers, "KV cache"), block_size, "KV cache");
+}
+
+int64_t KvCache::scale_bytes(const ModelConfig& config, DType dtype) {
+  if (!is_quantized_kv(dtype)) return 0;
+  return 2 * config.num_layers * config.num_heads * static_cast<int64_t>(sizeof(float));
 }
 
 KvCache::KvCache(Backend& backend, const ModelConfig& config, DType dtype, int64_t num_blocks,

@@ -22,11 +22,11 @@ namespace caravan {
 struct LayerStreamOptions {
   std::optional<DType> dtype = std::nullopt;           // unset: choose_weight_dtype()
   std::optional<DType> kv_cache_dtype = std::nullopt;  // unset: the engine's, else the weights'
-  KvScales kv_scales = {};                             // of all layers, for a quantized cache
-  int64_t max_num_batched_tokens = 512;                // of one step
-  int64_t max_num_seqs = 32;                           // of one step
-  int64_t max_num_logits = 64;                         // rows of one call of OnLogits
-  int64_t max_seq_len = 0;                             // 0: the engine's limit, else the model's
+  KvScales kv_scales = {};  // of all layers, for a quantized cache; empty: the directory's
+  int64_t max_num_batched_tokens = 512;  // of one step
+  int64_t max_num_seqs = 32;             // of one step
+  int64_t max_num_logits = 64;           // rows of one call of OnLogits
+  int64_t max_seq_len = 0;               // 0: the engine's limit, else the model's
 };
 
 /// What a LayerStream holds at most at one time, in bytes. The hidden states are the caller's.

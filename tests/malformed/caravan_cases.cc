@@ -173,9 +173,9 @@ std::vector<MalformedCase> caravan_cases() {
        "bfloat16",
        with("\"cpu\",\"dtype\":\"float16\"", "\"cpu\",\"dtype\":\"float64\""), read},
       {"caravan_build_kv_dtype_integer", kCorrupt,
-       "DIR/config.json: caravan.build.kv_cache_dtype: got \"int8\", expected float32, float16 or "
-       "bfloat16",
-       with("\"kv_cache_dtype\":\"float32\"", "\"kv_cache_dtype\":\"int8\""), read},
+       "DIR/config.json: caravan.build.kv_cache_dtype: got \"int4\", expected float32, float16, "
+       "bfloat16, int8 or float8_e4m3fn",
+       with("\"kv_cache_dtype\":\"float32\"", "\"kv_cache_dtype\":\"int4\""), read},
       {"caravan_build_batch_zero", kCorrupt,
        "DIR/config.json: caravan.build.max_batch_size: got 0, expected an integer from 1 to 65536",
        with("\"max_batch_size\":4", "\"max_batch_size\":0"), read},

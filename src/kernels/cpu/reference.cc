@@ -104,16 +104,7 @@ double scale_of(const float* scales, int64_t head) {
 }
 
 void store(void* data, DType dtype, size_t i, float value, const float* scales, int64_t head) {
-  if (dtype == DType::kI8) {
-    const float rounded = std::nearbyint(value * (1.0f / scales[head]));
-    static_cast<int8_t*>(data)[i] =
-        static_cast<int8_t>(rounded > -127.0f ? std::min(rounded, 127.0f) : -127.0f);
-    return;
-  }
-  if (dtype == DType::kF8E4M3) {
-    static_cast<uint8_t*>(data)[i] = f32_to_f8e4m3(value * (1.0f / scales[head]));
-    return;
-  }
+  if (scales != nullptr) value *= 1.0f / scales[head];
   convert_elements(&value, DType::kF32, static_cast<char*>(data) + i * dtype_size(dtype), dtype, 1);
 }
 
