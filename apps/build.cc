@@ -10,6 +10,7 @@
 
 #include "apps/build_flags.h"
 #include "apps/commands.h"
+#include "apps/kv_calibration_flags.h"
 #include "backend/create_backend.h"
 #include "convert/byte_size.h"
 #include "convert/engine_builder.h"
@@ -29,7 +30,6 @@ struct LegacyFlags {
   int64_t world_size = 1;
   int64_t max_beam_width = 1;
   int64_t max_prompt_embedding_table_size = 0;
-  bool int8_kv_cache = false;
   bool use_weight_only = false;
   bool use_smooth_quant = false;
   bool multi_query_mode = false;
@@ -41,9 +41,11 @@ struct LegacyFlags {
 struct Flags {
   BuildFlags build;
   LegacyFlags legacy;
+  KvCalibrationFlags calibration;
   std::string output;
   bool verify = false;
   bool force = false;
+  bool int8_kv_cache = false;  // build.py's name of --kv-cache-dtype int8
 };
 
 // What became of a flag that changes nothing any more.
@@ -91,7 +93,6 @@ void LegacyFlags::add_to(CLI::App& command) {
       .add_option("--max_prompt_embedding_table_size", max_prompt_embedding_table_size,
                   "Only 0: there is no prompt tuning")
       ->group(refused);
-  command.add_flag("--int8_kv_cache", int8_kv_cache, "Not there")->group(refused);
   command.add_flag("--use_weight_only", use_weight_only, "Not there")->group(refused);
   command.add_flag("--use_smooth_quant", use_smooth_quant, "Not there")->group(refused);
   command.add_flag("--multi_query_mode", multi_query_mode, "Not there")->group(refused);
@@ -107,7 +108,6 @@ void LegacyFlags::check() const {
          "there is no beam search; use 1, with --num-return of `caravan run` for several outputs");
   refuse(max_prompt_embedding_table_size != 0, "--max_prompt_embedding_table_size",
          "there is no prompt tuning; use 0");
-  refuse(int8_kv_cache, "--int8_kv_cache", "the KV cache is float32, float16 or bfloat16");
   refuse(use_weight_only, "--use_weight_only", "weights are float32, float16 or bfloat16");
   refuse(use_smooth_quant, "--use_smooth_quant", "weights are float32, float16 or bfloat16");
   refuse(multi_query_mode, "--multi_query_mode", "only multi-head attention models are supported");
@@ -128,7 +128,7 @@ std::optional<Tokenizer> open_tokenizer(const std::string& directory) {
 }
 
 DType coarser(DType a, DType b) {
-  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+  for (const DType dtype : {DType::kF8E4M3, DType::kI8, DType::kBF16, DType::kF16}) {
     if (a == dtype || b == dtype) return dtype;
   }
   return DType::kF32;
@@ -166,8 +166,14 @@ boost::json::object certify(const ModelDir& source, const std::string& engine_pa
   return parity_json(report, tolerances);
 }
 
-void run_build(const Flags& flags) {
+void run_build(Flags& flags) {
   flags.legacy.check();
+  if (flags.int8_kv_cache) {
+    CARAVAN_CHECK(flags.build.kv_cache_dtype == "auto" || flags.build.kv_cache_dtype == "int8",
+                  "--int8_kv_cache and --kv-cache-dtype {}: expected one of the two",
+                  printable(flags.build.kv_cache_dtype));
+    flags.build.kv_cache_dtype = "int8";
+  }
   const ModelDir dir = open_model_dir(flags.build.model);
   EngineBuildOptions options;
   options.input = flags.build.model;
@@ -187,6 +193,11 @@ void run_build(const Flags& flags) {
     options.certify = [&](const std::string& engine_path) {
       return certify(dir, engine_path, options.build);
     };
+  }
+  if (flags.calibration.is_wanted()) {
+    const DType kv_dtype = options.build.kv_cache_dtype;
+    options.kv_calibration = flags.calibration.run(
+        dir, is_quantized_kv(kv_dtype) ? kv_dtype : DType::kI8, options.build.dtype);
   }
   const EngineBuildResult result = build_engine(options);
   log_info("{}: {} tensors, {} for {}, total in memory {}; copied: {}", flags.output,
@@ -219,6 +230,8 @@ void add_build_command(CLI::App& app) {
       "fit in memory) and through the engine, store the differences as a certificate, and fail "
       "beyond the tolerances of the dtype");
   command->add_flag("--force", flags->force, "Replace the output when it exists");
+  command->add_flag("--int8_kv_cache", flags->int8_kv_cache, "The same as --kv-cache-dtype int8");
+  flags->calibration.add_to(*command);
   flags->legacy.add_to(*command);
   command->callback([flags] { run_build(*flags); });
 }

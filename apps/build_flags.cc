@@ -24,7 +24,8 @@ void BuildFlags::add_to(CLI::App& command) {
       ->capture_default_str();
   command
       .add_option("--kv-cache-dtype,--kv_cache_dtype", kv_cache_dtype,
-                  "float16, bfloat16 or float32; auto: as the weights")
+                  "float16, bfloat16, float32, int8 or fp8 (e4m3; fp8_e4m3 too); auto: as the "
+                  "weights. int8 needs scales: see --calibrate-kv-cache")
       ->capture_default_str();
   command
       .add_option("--target", target,
@@ -47,7 +48,7 @@ BuildConfig BuildFlags::resolve(const ModelDir& dir) const {
   build.target = target;
   build.dtype = dtype_flag(dtype, "--dtype").value_or(default_engine_dtype(dir));
   build.kv_cache_dtype =
-      dtype_flag(kv_cache_dtype, "--kv-cache-dtype")
+      kv_dtype_flag(kv_cache_dtype)
           .value_or(dir.build && dtype == "auto" ? build.kv_cache_dtype : build.dtype);
   build.max_batch_size = max_batch_size.value_or(build.max_batch_size);
   const int64_t positions = dir.config.max_seq_len;

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "apps/commands.h"
+#include "apps/kv_calibration_flags.h"
 #include "apps/model_flags.h"
 #include "convert/byte_size.h"
 #include "convert/hf_converter.h"
@@ -18,6 +19,8 @@ namespace {
 struct Flags {
   ConvertOptions options;
   std::string dtype = "auto";
+  std::string kv_cache_dtype = "int8";
+  KvCalibrationFlags calibration;
   int processes = 0;
 };
 
@@ -25,6 +28,14 @@ void run_convert(Flags& flags) {
   flags.options.dtype = dtype_flag(flags.dtype, "--dtype");
   if (flags.processes > 0) {
     log_info("--processes has no meaning here: tensors stream through one process");
+  }
+  if (flags.calibration.is_wanted()) {
+    const std::optional<DType> kv_dtype = kv_dtype_flag(flags.kv_cache_dtype);
+    CARAVAN_CHECK(kv_dtype && is_quantized_kv(*kv_dtype),
+                  "--kv-cache-dtype {}: expected int8 or fp8: only they have scales",
+                  printable(flags.kv_cache_dtype));
+    flags.options.kv_calibration =
+        flags.calibration.run(open_model_dir(flags.options.input), *kv_dtype, flags.options.dtype);
   }
   const ConvertResult result = convert_checkpoint(flags.options);
   if (result.num_resumed > 0) {
@@ -79,6 +90,12 @@ void add_convert_command(CLI::App& app) {
   command->add_flag("--force", flags->options.replace, "Replace the output when it exists");
   command->add_flag("--restart", flags->options.restart,
                     "Begin anew instead of continuing what a killed run left");
+  flags->calibration.add_to(*command);
+  command
+      ->add_option("--kv-cache-dtype,--kv_cache_dtype", flags->kv_cache_dtype,
+                   "The cache that the scales are for: int8 or fp8")
+      ->capture_default_str()
+      ->group("Scales of an int8 or fp8 KV cache");
   command->add_option("--processes,-p", flags->processes,
                       "Accepted for compatibility; has no meaning here");
   command->callback([flags] { run_convert(*flags); });

@@ -5,6 +5,7 @@
 
 #include "apps/build_flags.h"
 #include "apps/commands.h"
+#include "apps/kv_calibration_flags.h"
 #include "backend/create_backend.h"
 #include "convert/byte_size.h"
 #include "convert/model_files.h"
@@ -16,6 +17,7 @@ namespace {
 
 struct Flags {
   BuildFlags build;
+  KvCalibrationFlags calibration;
   bool is_json = false;
 };
 
@@ -27,6 +29,38 @@ void print_text(const MemoryPlan& plan, std::optional<int64_t> available,
   fmt::print("available: {}: {}\n", format_bytes(*available), fits ? "fits" : "DOES NOT FIT");
   fmt::print("largest batch at these lengths: {}\n", limits.max_batch_size);
   fmt::print("largest input + output at this batch size: {} tokens\n", limits.max_seq_len);
+}
+
+/// What `convert` or `build` holds while it finds the scales of a quantized KV cache.
+struct CalibrationPlan {
+  KvCalibrationBytes bytes;
+  int64_t num_tokens = 0;  // at most: samples times their largest length
+};
+
+CalibrationPlan plan_calibration(const Flags& flags, const ModelDir& dir,
+                                 const BuildConfig& build) {
+  const KvCalibrationOptions options = flags.calibration.options(dir, DType::kI8);
+  const std::unique_ptr<Backend> backend =
+      create_backend({.device = flags.calibration.device, .is_plan_only = true});
+  CalibrationPlan plan;
+  plan.num_tokens = checked_mul(options.num_samples, options.max_len, "calibration tokens");
+  plan.bytes =
+      kv_calibration_bytes(dir.config, *backend, build.dtype, plan.num_tokens, options.max_len);
+  return plan;
+}
+
+void print_calibration(const CalibrationPlan& plan) {
+  const auto row = [](const char* name, int64_t num_bytes, const std::string& note) {
+    fmt::print("{:<14} {:>18} B  {:>9.3f} GB  {}\n", name, group_digits(num_bytes),
+               static_cast<double>(num_bytes) / 1e9, note);
+  };
+  fmt::print("calibration of the KV cache, before the engine is written:\n");
+  row("  model part", plan.bytes.model, "the largest of embedding and one layer, and a step");
+  row("  states", plan.bytes.states,
+      fmt::format("of at most {} tokens, in host memory", group_digits(plan.num_tokens)));
+  row("  statistics", plan.bytes.statistics, "histograms of one layer");
+  row("  program", plan.bytes.program, "code, tokenizer, text");
+  row("calibration", plan.bytes.total(), "");
 }
 
 void run_plan(const Flags& flags) {
@@ -41,9 +75,21 @@ void run_plan(const Flags& flags) {
   if (available) limits = largest_limits(dir.config, own_head, build, inputs, *available);
   if (!flags.is_json) {
     print_text(plan, available, limits);
+    if (flags.calibration.is_wanted()) {
+      print_calibration(plan_calibration(flags, dir, build));
+    }
     return;
   }
   boost::json::object json = plan_json(plan);
+  if (flags.calibration.is_wanted()) {
+    const CalibrationPlan calibration = plan_calibration(flags, dir, build);
+    json["calibration"] = {{"num_tokens", calibration.num_tokens},
+                           {"model_bytes", calibration.bytes.model},
+                           {"states_bytes", calibration.bytes.states},
+                           {"statistics_bytes", calibration.bytes.statistics},
+                           {"program_bytes", calibration.bytes.program},
+                           {"total_bytes", calibration.bytes.total()}};
+  }
   json["build"] = build_config_to_json(build);
   if (available) {
     json["available_bytes"] = *available;
@@ -64,6 +110,7 @@ void add_plan_command(CLI::App& app) {
       "and the largest batch and length that fit. Reads config.json only and allocates nothing. "
       "`build` and `run` refuse with the same figures when the plan does not fit.");
   flags->build.add_to(*command);
+  flags->calibration.add_to(*command);
   command->add_flag("--json", flags->is_json, "Print JSON");
   command->callback([flags] { run_plan(*flags); });
 }

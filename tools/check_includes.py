@@ -27,6 +27,7 @@ MODULES = {
     "format": ["core"],
     "tokenizer": ["core"],
     "models": ["core", "ops", "backend/backend.h", "format"],
+    "quantize": ["core", "format", "tokenizer", "ops", "backend/backend.h", "models"],
     "convert": ["core", "format"],
     "sampling": ["core"],
     "engine": [
