@@ -59,7 +59,7 @@ void KvCalibrationFlags::add_to(CLI::App& command) {
 
 std::string KvCalibrationFlags::path() const {
   const bool is_short = !file.empty() && file.front() == "v";
-  CARAVAN_CHECK(file.size() == (is_short ? 2u : 1u),
+  CARAVAN_CHECK(file.size() == (is_short ? 2u : 1u) && !file.back().empty(),
                 "--calibrate-kv-cache: got no FILE, expected the text to calibrate on, for example "
                 "LAMBADA as JSON lines with \"text\": --calibrate-kv-cache lambada.jsonl");
   return file.back();

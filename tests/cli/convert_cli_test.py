@@ -51,7 +51,7 @@ def test_refusals(check, work):
     check.refuses(78, "sm_70", *build, "--target", "sm_70")
     check.refuses(78, "--world_size 2", *build, "--world_size", "2")
     check.refuses(78, "--max_beam_width 4", *build, "--max_beam_width", "4")
-    for flag in ("--int8_kv_cache", "--use_weight_only", "--use_smooth_quant"):
+    for flag in ("--use_weight_only", "--use_smooth_quant"):
         check.refuses(78, flag, *build, flag)
     check.refuses(64, "--dtype", *build, "--dtype", "int8")
     check.refuses(64, "positions", *build, "--max-input-len", "128", "--max-output-len", "1")
