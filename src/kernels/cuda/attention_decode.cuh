@@ -133,6 +133,9 @@ __global__ void __launch_bounds__(kDecodeThreads)
   pdl_launch_dependents();
   if (!params.is_context_settled) pdl_wait();
 
+  // Asked for first: in a step the weights have driven them out of L2.
+  const float k_scale = params.cache.k_scale(head_index);
+  const float v_scale = params.cache.v_scale(head_index);
   const PagedHead<C> head = params.cache.head(seq, head_index);
   // As far as the table goes: does not wait for context_lens.
   int32_t blocks[kBlocksPerPartition];
@@ -173,8 +176,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
   };
 #pragma unroll
   for (int s = 0; s < kStages; ++s) load_stage(s);
-  const float scale_log2 = params.cache.score_scale(params.scale_log2, head_index);
-  const float v_scale = params.cache.v_scale(head_index);
   const int64_t new_slot = params.slot_mapping != nullptr ? params.slot_mapping[seq] : -1;
   if (params.is_context_settled) pdl_wait();
 
@@ -204,7 +205,6 @@ __global__ void __launch_bounds__(kDecodeThreads)
       const T* k_source = q_row + hidden + new_column;
       const T* v_source = q_row + 2 * hidden + new_column;
       if constexpr (kIsQuantized<C>) {
-        const float k_scale = params.cache.k_scales[head_index];
         new_k = quantize_chunk<T, C, true>(k_source, __frcp_rn(k_scale));
         new_v = quantize_chunk<T, C, false>(v_source, __frcp_rn(v_scale));
       } else {
@@ -232,6 +232,8 @@ __global__ void __launch_bounds__(kDecodeThreads)
   if constexpr (kHasClusters) cluster_wait();  // all blocks have started, their barriers are ready
 #endif
 
+  const float scale_log2 =
+      kIsQuantized<C> ? __fmul_rn(params.scale_log2, k_scale) : params.scale_log2;
   MergeState<kPerThread> state;
   const int slice_shift = kHasClusters ? __ffs(kHeadDim / num_ranks) - 1 : 0;
   const int slice = 1 << slice_shift;

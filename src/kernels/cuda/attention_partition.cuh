@@ -180,6 +180,10 @@ struct PagedCache {
     if constexpr (kIsQuantized<C>) return __fmul_rn(scale_log2, k_scales[head_index]);
     return scale_log2;
   }
+  __device__ __forceinline__ float k_scale(int head_index) const {
+    if constexpr (kIsQuantized<C>) return k_scales[head_index];
+    return 1.0f;
+  }
   __device__ __forceinline__ float v_scale(int head_index) const {
     if constexpr (kIsQuantized<C>) return v_scales[head_index];
     return 1.0f;
