@@ -73,7 +73,8 @@ def check_logits(check):
     report = check.json("perplexity", "--model", check.model, "--dtype", "float32", "--data",
                         check.text, "--window", 256, "--stride", 256, "--against", dump, "--json")
     kl = report["against"]["kl_mean"]["value"]
-    check.expect(abs(kl) < 1e-7, f"KL between the dump and Caravan: {kl} nats")
+    # float32's bound in docs/accuracy.md (an H100 shows 1.1e-7); gelu_new for gelu gives 2.2e-6.
+    check.expect(abs(kl) < 1e-6, f"KL between the dump and Caravan: {kl} nats")
     check.expect(report["against"]["num_tokens"] > 1000, f"tokens: {report['against']}")
 
 
