@@ -48,9 +48,9 @@ struct DivergeFlags {
 };
 
 LayerStreamOptions stream_options(const std::string& dtype, const char* dtype_name,
-                                  const std::string& kv_cache_dtype) {
+                                  const std::string& kv_cache_dtype, const char* kv_name) {
   return {.dtype = dtype_flag(dtype, dtype_name),
-          .kv_cache_dtype = kv_dtype_flag(kv_cache_dtype),
+          .kv_cache_dtype = kv_dtype_flag(kv_cache_dtype, kv_name),
           .max_num_batched_tokens = 256,
           .max_num_seqs = 8};
 }
@@ -107,8 +107,9 @@ void run_diverge(const DivergeFlags& flags) {
   CARAVAN_CHECK(flags.max_num_tokens >= 1, "--max-tokens {}, expected at least 1",
                 flags.max_num_tokens);
   const ModelDir dir = open_model_dir(flags.model.model);
-  LayerStream model(dir, create_backend(flags.model.backend()),
-                    stream_options(flags.model.dtype, "--dtype", flags.model.kv_cache_dtype));
+  LayerStream model(
+      dir, create_backend(flags.model.backend()),
+      stream_options(flags.model.dtype, "--dtype", flags.model.kv_cache_dtype, "--kv-cache-dtype"));
   DivergeInput input;
   std::unique_ptr<DivergeSide> reference;
   if (flags.is_against_dump()) {
@@ -125,7 +126,8 @@ void run_diverge(const DivergeFlags& flags) {
     const ModelDir against = open_model_dir(flags.against);
     auto stream = std::make_unique<LayerStream>(
         against, create_backend(flags.against_backend()),
-        stream_options(flags.against_dtype, "--against-dtype", flags.against_kv_cache_dtype));
+        stream_options(flags.against_dtype, "--against-dtype", flags.against_kv_cache_dtype,
+                       "--against-kv-cache-dtype"));
     input = read_input(flags, std::min(model.max_seq_len(), stream->max_seq_len()));
     check_fits_in_memory(flags, dir, &model, stream.get(), input.num_tokens());
     reference = std::make_unique<ModelSide>(std::move(stream), input);

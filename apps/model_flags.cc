@@ -49,12 +49,12 @@ std::optional<DType> dtype_flag(const std::string& text, const char* flag) {
   return dtype;
 }
 
-std::optional<DType> kv_dtype_flag(const std::string& text) {
+std::optional<DType> kv_dtype_flag(const std::string& text, const char* flag) {
   if (text == "auto") return std::nullopt;
   const std::optional<DType> dtype = parse_dtype(text);
   CARAVAN_CHECK(dtype == DType::kF32 || dtype == DType::kF16 || dtype == DType::kBF16 ||
                     dtype == DType::kI8 || dtype == DType::kF8E4M3,
-                "--kv-cache-dtype {}: expected auto, float32, float16, bfloat16, int8 or fp8",
+                "{} {}: expected auto, float32, float16, bfloat16, int8 or fp8", flag,
                 printable(text));
   return dtype;
 }

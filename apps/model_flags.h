@@ -38,7 +38,7 @@ void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunne
 
 /// "auto" -> unset. Errors: kInvalidArgument.
 std::optional<DType> dtype_flag(const std::string& text, const char* flag);
-/// The same for --kv-cache-dtype, which may be quantized: int8, fp8 (fp8_e4m3).
-std::optional<DType> kv_dtype_flag(const std::string& text);
+/// The same for a KV cache's dtype, which may be quantized: int8, fp8 (fp8_e4m3).
+std::optional<DType> kv_dtype_flag(const std::string& text, const char* flag = "--kv-cache-dtype");
 
 }  // namespace caravan
