@@ -26,7 +26,8 @@ struct LlmOptions {
   int64_t max_num_batched_tokens = 512;  // tokens of one step; longer prompts go in chunks
 };
 
-enum class FinishReason { kNone, kStop, kLength };  // kStop: end of text or a stop string
+/// kStop: end of text, a stop token or a stop string. kAbort: cancelled. kError: it failed alone.
+enum class FinishReason { kNone, kStop, kLength, kAbort, kError };
 
 /// Milliseconds are wall time.
 struct RequestTimings {

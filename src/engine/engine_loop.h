@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "caravan/llm.h"
+#include "caravan/sampling_params.h"
+#include "engine/llm_engine.h"
+#include "sampling/logprobs.h"
+
+namespace caravan {
+
+struct GenerationRequest {
+  std::vector<int32_t> prompt_ids;
+  SamplingParams params;
+  int32_t priority = 0;  // lower goes first, as vLLM's
+};
+
+/// What happened to a request since the last time it was told.
+struct GenerationOutput {
+  std::vector<ScoredToken> tokens;         // new output tokens, the one that ended it included
+  std::vector<ScoredToken> prompt_tokens;  // with the first output, when prompt logprobs are wanted
+  int64_t num_cached_tokens = 0;           // prompt tokens that the prefix cache spared
+  FinishReason finish_reason = FinishReason::kNone;  // kNone: more will come
+  std::string error;                                 // of kError: one line
+  RequestTimings timings;                            // when finished
+};
+
+/// Figures of one moment; counters since the start.
+struct EngineStats {
+  int64_t num_running = 0;
+  int64_t num_waiting = 0;
+  int64_t block_size = 0;  // tokens
+  int64_t num_blocks = 0;
+  int64_t num_free_blocks = 0;    // nobody needs them; their contents may still serve as a prefix
+  int64_t prefix_queries = 0;     // prompt tokens looked up
+  int64_t prefix_hits = 0;        // of those, found
+  int64_t num_prompt_tokens = 0;  // of requests that were admitted
+  int64_t num_generated_tokens = 0;
+  int64_t num_preemptions = 0;
+  int64_t num_steps = 0;
+};
+
+struct StepInfo {
+  int64_t num_tokens = 0;  // in the batch
+  int64_t num_seqs = 0;
+  double duration_ms = 0;  // from its launch, or the end of the step before, to its tokens
+};
+
+struct EngineLoopOptions {
+  int64_t max_waiting = 1024;  // requests; submit() refuses more
+  /// Called on the loop's thread after every step; must be quick.
+  std::function<void(const StepInfo&)> on_step;
+};
+
+/// Runs an LlmEngine on a thread of its own. All public functions are thread safe.
+class EngineLoop {
+ public:
+  EngineLoop(std::unique_ptr<LlmEngine> engine, EngineLoopOptions options);
+  /// Ends every request with kAbort, then the thread.
+  ~EngineLoop();
+
+  /// Called on the loop's thread, in order; must be quick and must not throw or call EngineLoop
+  /// except cancel(). The last call has a finish_reason; after it the callback is destroyed.
+  using OnOutput = std::function<void(GenerationOutput)>;
+  /// Queues a request; returns its id, or nothing when the queue is full or drain() was called.
+  /// Errors: kInvalidArgument for a request that can never run (LlmEngine::check_request).
+  std::optional<int64_t> submit(GenerationRequest request, OnOutput on_output);
+  /// The request ends with kAbort, its blocks are free in the next step. One that ended already, or
+  /// never was: nothing happens.
+  void cancel(int64_t id);
+
+  EngineStats stats() const;
+  /// Milliseconds that the loop has had work but finished no step; 0 when it is idle.
+  double stalled_ms() const;
+  /// Empty while the loop works; what ended it (a device error) otherwise. After that every request
+  /// ends with kError.
+  std::string failure() const;
+  /// From here on submit() returns nothing; waits until nothing is left, at most `timeout_ms`.
+  /// Returns true when nothing is left.
+  bool drain(int64_t timeout_ms);
+
+  const LlmEngine& engine() const;
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace caravan
