@@ -31,10 +31,10 @@ struct StoredValue {
 // Read by a separate reader in Python: json and struct for safetensors, zipfile and pickle for
 // .bin.
 const StoredValue kStoredValues[] = {
-    {"act_gelu_fast", 28, "transformer.wte.weight", DType::kF32, 5, 0.143064961f},
+    {"act_gelu_fast", 28, "transformer.wte.weight", DType::kF32, 5, -0.0634567216f},
     {"act_gelu_pytorch_tanh", 28, "transformer.h.1.attn.c_attn.weight", DType::kF32, 1000,
-     0.219217554f},
-    {"act_quick_gelu", 28, "transformer.ln_f.bias", DType::kF32, 7, -0.164795622f},
+     -0.189990625f},
+    {"act_quick_gelu", 28, "transformer.ln_f.bias", DType::kF32, 7, 0.26061371f},
     {"act_silu", 28, "transformer.wte.weight", DType::kF32, 5, -0.208586231f},
     {"act_tanh", 28, "transformer.ln_f.bias", DType::kF32, 7, 0.26061371f},
     {"bf16_sharded", 52, "transformer.wte.weight", DType::kBF16, 5, -0.06640625f},
@@ -54,7 +54,7 @@ const StoredValue kStoredValues[] = {
     {"gpt2_form", 30, "h.0.attn.bias", DType::kF32, 1, 0.0f},
     {"inverse_layer_idx", 40, "transformer.wte.weight", DType::kF32, 5, -0.331553221f},
     {"ln_eps", 28, "transformer.h.1.attn.c_attn.weight", DType::kF32, 1000, -0.362439007f},
-    {"no_attn_scale", 28, "transformer.wte.weight", DType::kF32, 5, 0.0285366792f},
+    {"no_attn_scale", 28, "transformer.wte.weight", DType::kF32, 5, -0.0634567216f},
     {"odd_sizes_relu", 28, "transformer.wte.weight", DType::kF32, 5, -0.189164117f},
     {"odd_sizes_relu", 28, "transformer.h.1.attn.c_attn.weight", DType::kF32, 1000, -0.0393687934f},
     {"odd_sizes_relu", 28, "transformer.ln_f.bias", DType::kF32, 7, -0.691062748f},
