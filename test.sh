@@ -3,8 +3,8 @@
 #   1. the release build's tests, with the checks of the tree (includes, headers, format, files)
 #   2. the same tests under AddressSanitizer and UndefinedBehaviorSanitizer
 #   3. every libFuzzer target for FUZZ_SECONDS (default 60)
-# A step that fails does not stop the next one. Ends with a summary line; the exit status is 0 when
-# nothing failed.
+# A step that fails does not stop the next one. Ends with what failed tests printed last and a summary
+# line; the exit status is 0 when nothing failed. Logs of the steps are kept in build/logs.
 # usage: ./test.sh
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
@@ -13,6 +13,8 @@ fuzz_seconds=${FUZZ_SECONDS:-60}
 num_passed=0
 num_failed=0
 failures=()
+logs=build/logs
+mkdir -p "$logs"
 
 record() {  # NAME STATUS
   if [[ $2 -eq 0 ]]; then
@@ -34,23 +36,22 @@ build() {  # PRESET: counts only when it fails
   fi
 }
 
-step() {  # NAME COMMAND...: one check, timed
+step() {  # NAME COMMAND...: one check, timed; its output is shown when it fails
   local name=$1 start=$SECONDS status=0
   shift
   echo "== $name" >&2
-  "$@" || status=$?
+  "$@" >"$logs/$name.log" 2>&1 || status=$?
+  [[ $status -eq 0 ]] || tail -n 60 "$logs/$name.log" >&2
   echo "== $name: exit status $status after $((SECONDS - start)) s" >&2
   record "$name" "$status"
 }
 
 run_ctest() {  # PRESET: counts every test of the suite
-  local start=$SECONDS log
-  log=$(mktemp)
+  local start=$SECONDS log=$logs/ctest-$1.log junit=$PWD/$logs/ctest-$1.xml
   echo "== ctest $1" >&2
-  ctest --preset "$1" -j "$(nproc)" --no-tests=error | tee "$log"
+  ctest --preset "$1" -j "$(nproc)" --no-tests=error --output-junit "$junit" | tee "$log"
   local status=${PIPESTATUS[0]} counts
   counts=$(sed -n 's/.*tests passed, \([0-9]*\) tests failed out of \([0-9]*\)$/\1 \2/p' "$log")
-  rm -f "$log"
   if [[ -z $counts ]]; then
     record "ctest $1" 1
   else
@@ -69,5 +70,8 @@ build asan && run_ctest asan
 step "fuzz" tools/fuzz.sh "$fuzz_seconds"
 
 for failure in "${failures[@]}"; do echo "failed: $failure" >&2; done
+if [[ $num_failed -ne 0 ]]; then
+  python3 tools/failed_tests.py "$logs"/ctest-*.xml >&2
+fi
 echo "$num_passed passed, $num_failed failed"
 [[ $num_failed -eq 0 ]]
