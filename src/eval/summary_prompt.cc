@@ -41,38 +41,6 @@ void replace_all(std::string& text, std::string_view from, std::string_view to) 
   text = std::move(out);
 }
 
-/// The tokens of an encoding that lie within the article: [first, last).
-struct ArticleTokens {
-  size_t first = 0;
-  size_t last = 0;
-};
-
-ArticleTokens find_article(const Tokenizer& tokenizer, const std::vector<int32_t>& ids,
-                           const SummaryPrompt& prompt) {
-  size_t num_bytes = 0;
-  for (const int32_t id : ids) num_bytes += tokenizer.token_bytes(id).size();
-  // A tokenizer with add_prefix_space puts one byte in front of the text.
-  const size_t num_added = num_bytes - prompt.text.size();
-  CARAVAN_CHECK_CODE(num_bytes >= prompt.text.size() && num_added <= 1, kUnsupported,
-                     "a text of {} bytes became tokens of {} bytes: this tokenizer changes what it "
-                     "encodes, so prompts cannot be cut",
-                     prompt.text.size(), num_bytes);
-  const size_t article_begin = prompt.prefix_bytes == 0 ? 0 : prompt.prefix_bytes + num_added;
-  const size_t article_end = num_bytes - prompt.suffix_bytes;
-  ArticleTokens tokens{ids.size(), 0};
-  size_t offset = 0;
-  for (size_t i = 0; i < ids.size(); ++i) {
-    const size_t end = offset + tokenizer.token_bytes(ids[i]).size();
-    if (offset >= article_begin && end <= article_end) {
-      tokens.first = std::min(tokens.first, i);
-      tokens.last = i + 1;
-    }
-    offset = end;
-  }
-  tokens.first = std::min(tokens.first, tokens.last);
-  return tokens;
-}
-
 }  // namespace
 
 SummaryPrompt tldr_prompt(std::string_view article) {
@@ -94,30 +62,19 @@ SummaryPrompt camel_summary_prompt(std::string_view instruction, std::string_vie
   return prompt;
 }
 
-std::optional<Overflow> parse_overflow(std::string_view name) {
-  if (name == "head") return Overflow::kHead;
-  if (name == "tail") return Overflow::kTail;
-  if (name == "middle") return Overflow::kMiddle;
-  return std::nullopt;
-}
-
 FittedPrompt fit_prompt(const Tokenizer& tokenizer, const SummaryPrompt& prompt, int64_t max_tokens,
                         Overflow overflow) {
   FittedPrompt fitted{tokenizer.encode(prompt.text), 0};
   const auto num_tokens = static_cast<int64_t>(fitted.ids.size());
   if (num_tokens <= max_tokens) return fitted;
-  const ArticleTokens article = find_article(tokenizer, fitted.ids, prompt);
-  const auto num_article = static_cast<int64_t>(article.last - article.first);
+  const TokenRange article = find_inner_tokens(tokenizer, fitted.ids, prompt.text.size(),
+                                               prompt.prefix_bytes, prompt.suffix_bytes);
   fitted.num_dropped = num_tokens - max_tokens;
-  CARAVAN_CHECK(fitted.num_dropped <= num_article,
+  CARAVAN_CHECK(fitted.num_dropped <= article.size(),
                 "the prompt around the article has {} tokens, at most {} are allowed: shorten the "
                 "instruction or raise --max-input-len",
-                num_tokens - num_article, max_tokens);
-  const int64_t num_kept = num_article - fitted.num_dropped;
-  int64_t first = static_cast<int64_t>(article.first);  // of those that are left out
-  if (overflow == Overflow::kTail) first += num_kept;
-  if (overflow == Overflow::kMiddle) first += (num_kept + 1) / 2;
-  fitted.ids.erase(fitted.ids.begin() + first, fitted.ids.begin() + first + fitted.num_dropped);
+                num_tokens - article.size(), max_tokens);
+  drop_tokens(fitted.ids, article, fitted.num_dropped, overflow);
   return fitted;
 }
 

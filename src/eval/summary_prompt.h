@@ -1,11 +1,11 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "engine/prompt_fit.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -26,10 +26,6 @@ SummaryPrompt tldr_prompt(std::string_view article);
 /// camel-5b's instruction prompt (engine/prompt_template.h) with the article as its input, byte for
 /// byte; the suffix is "\n\n### Response:". Without an article: the form without an input.
 SummaryPrompt camel_summary_prompt(std::string_view instruction, std::string_view article);
-
-/// Which tokens of an article that is too long are left out.
-enum class Overflow : uint8_t { kHead, kTail, kMiddle };
-std::optional<Overflow> parse_overflow(std::string_view name);
 
 struct FittedPrompt {
   std::vector<int32_t> ids;

@@ -120,6 +120,7 @@ TEST(StopStringsTest, ShowsNothingOfAStopString) {
   EXPECT_EQ(stops.push("x"), "\n\nEx");
   EXPECT_EQ(stops.push("\n\nEnd of it"), "");
   EXPECT_TRUE(stops.found());
+  EXPECT_EQ(stops.matched(), "\n\nEnd");
   EXPECT_EQ(stops.push("more"), "");
   EXPECT_EQ(stops.flush(), "");
 }

@@ -17,10 +17,13 @@ class StopStrings {
   /// The rest, when the stream ended for another reason.
   std::string flush();
   bool found() const { return found_; }
+  /// The stop string that was found, of several at one place the first given; "" before.
+  const std::string& matched() const { return matched_; }
 
  private:
   std::vector<std::string> stops_;
   std::string held_;
+  std::string matched_;
   bool found_ = false;
 };
 
