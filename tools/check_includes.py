@@ -38,6 +38,7 @@ MODULES = {
         *("core", "format", "tokenizer", "ops", "models", "sampling", "engine"),
         *("backend/backend.h", "backend/create_backend.h"),
     ],
+    "server": ["core", "format", "tokenizer", "sampling", "engine"],
 }
 
 # Headers whose own includes are narrower than their module's: the interface must not pull in what

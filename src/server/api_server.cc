@@ -1,0 +1,356 @@
+#include "server/api_server.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "core/error.h"
+#include "core/log.h"
+#include "server/api_error.h"
+#include "server/openapi.h"
+#include "tokenizer/utf8.h"
+
+namespace caravan {
+
+namespace json = boost::json;
+
+struct ApiServer::Loaded {
+  Loaded(ApiModel api_model, const ApiServerOptions& options, ServerMetrics& server_metrics)
+      : model(std::move(api_model)),
+        parser(model.limits, model.defaults),
+        preparation(*model.tokenizer, model.chat_template, model.limits, options.overflow),
+        context{.generator = model.generator,
+                .tokenizer = model.tokenizer.get(),
+                .metrics = &server_metrics,
+                .worker = &worker,
+                .model_name = options.served_names.front(),
+                .system_fingerprint = "caravan-" + options.version + "-" + model.fingerprint},
+        openapi(json::serialize(openapi_document(model.limits, options.version))) {}
+
+  const ApiModel model;
+  const RequestParser parser;
+  const PromptPreparation preparation;
+  const JobContext context;
+  const std::string openapi;
+  WorkerThread worker;  // last: its tasks use the others
+};
+
+namespace {
+
+int64_t seconds_since_1970() {
+  return std::chrono::duration_cast<std::chrono::seconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+void respond_json(HttpExchange& exchange, const json::object& body) {
+  exchange.respond({.status = 200,
+                    .content_type = "application/json",
+                    .body = json::serialize(body),
+                    .headers = {}});
+}
+
+void respond_error(HttpExchange& exchange, const ApiError& error) {
+  HttpResponse response =
+      error_response(error.status(), error.what(), error.type(), error.param(), error.code());
+  if (error.status() == 429) response.headers.emplace_back("retry-after", "1");
+  if (error.status() == 503) response.headers.emplace_back("retry-after", "5");
+  exchange.respond(std::move(response));
+}
+
+/// What follows the route's prefix: "/v1/models/a" -> "a".
+std::string after(const std::string& path, std::string_view prefix) {
+  return path.size() >= prefix.size() ? path.substr(prefix.size()) : "";
+}
+
+}  // namespace
+
+ApiServer::ApiServer(ApiServerOptions options)
+    : options_(std::move(options)), created_(seconds_since_1970()) {
+  CARAVAN_CHECK(!options_.served_names.empty(), "no name to serve the model under");
+  ticker_ = std::thread([this] { tick(); });
+}
+
+ApiServer::~ApiServer() {
+  stop();
+  {
+    const std::lock_guard lock(ticker_mutex_);
+    is_ending_ = true;
+  }
+  ticker_wakes_.notify_one();
+  ticker_.join();
+}
+
+void ApiServer::set_model(ApiModel model) {
+  loaded_ = std::make_shared<Loaded>(std::move(model), options_, metrics_);
+  loaded_now_ = loaded_.get();
+}
+
+void ApiServer::stop() {
+  // Ticks read the engine's figures under this lock.
+  const std::lock_guard lock(ticker_mutex_);
+  loaded_now_ = nullptr;
+  loaded_.reset();
+}
+
+const ApiServer::Loaded& ApiServer::loaded() const {
+  const Loaded* loaded = loaded_now_;
+  if (loaded == nullptr) throw ApiError(503, "unavailable_error", "Loading model", "", "loading");
+  return *loaded;
+}
+
+void ApiServer::check_accepting() const {
+  if (is_draining_) {
+    throw ApiError(503, "unavailable_error", "the server is about to stop", "", "draining");
+  }
+  const std::string failure = loaded().model.generator->failure();
+  if (!failure.empty()) {
+    throw ApiError(503, "server_error", "the engine failed: " + failure, "", "engine_failed");
+  }
+}
+
+void ApiServer::check_model(const std::string& name) const {
+  const std::vector<std::string>& names = options_.served_names;
+  if (name.empty() || std::find(names.begin(), names.end(), name) != names.end()) return;
+  throw ApiError(404, "invalid_request_error",
+                 fmt::format("The model `{}` does not exist.", printable(name)), "model",
+                 "model_not_found");
+}
+
+std::string ApiServer::trouble() const {
+  const Loaded* loaded = loaded_now_;
+  if (loaded == nullptr) return "Loading model";
+  if (is_draining_) return "the server is about to stop";
+  const std::string failure = loaded->model.generator->failure();
+  if (!failure.empty()) return "the engine failed: " + failure;
+  const double stalled_ms = loaded->model.generator->stalled_ms();
+  if (stalled_ms > options_.stall_limit_ms) {
+    return fmt::format("the engine has finished no step for {:.1f} s", stalled_ms / 1000);
+  }
+  return "";
+}
+
+void ApiServer::health(HttpExchange& exchange) const {
+  const std::string reason = trouble();
+  if (reason.empty()) return respond_json(exchange, {{"status", "ok"}});
+  // llama.cpp's body.
+  exchange.respond({.status = 503,
+                    .content_type = "application/json",
+                    .body = json::serialize(json::object{{"error",
+                                                          {{"message", reason},
+                                                           {"type", "unavailable_error"},
+                                                           {"param", nullptr},
+                                                           {"code", 503}}}}),
+                    .headers = {}});
+}
+
+void ApiServer::kserve_ready(HttpExchange& exchange) const {
+  const std::string reason = trouble();
+  if (reason.empty()) return respond_json(exchange, {{"ready", true}});
+  exchange.respond(error_response(503, reason, "unavailable_error"));
+}
+
+HttpRoute ApiServer::route(const char* method, const char* path, Handler handler) {
+  return {.method = method, .path = path, .handler = [this, handler](const Exchange& exchange) {
+            try {
+              (this->*handler)(loaded(), *exchange);
+            } catch (const ApiError& error) {
+              respond_error(*exchange, error);
+            }
+          }};
+}
+
+std::vector<HttpRoute> ApiServer::routes() {
+  std::vector<HttpRoute> routes;
+  for (const bool is_chat : {false, true}) {
+    routes.push_back({.method = "POST",
+                      .path = is_chat ? "/v1/chat/completions" : "/v1/completions",
+                      .handler = [this, is_chat](const Exchange& exchange) {
+                        try {
+                          generate(loaded(), exchange, is_chat);
+                        } catch (const ApiError& error) {
+                          respond_error(*exchange, error);
+                        }
+                      }});
+  }
+  for (const char* path : {"/health", "/v1/health", "/ready", "/ping"}) {
+    routes.push_back({.method = "GET",
+                      .path = path,
+                      .is_public = true,
+                      .handler = [this](const Exchange& exchange) { health(*exchange); }});
+  }
+  routes.push_back({.method = "GET",
+                    .path = "/v2/health/live",
+                    .is_public = true,
+                    .handler = [](const Exchange& exchange) {
+                      respond_json(*exchange, {{"live", true}});
+                    }});
+  routes.push_back({.method = "GET",
+                    .path = "/v2/health/ready",
+                    .is_public = true,
+                    .handler = [this](const Exchange& exchange) { kserve_ready(*exchange); }});
+  routes.push_back(
+      {.method = "GET", .path = "/version", .handler = [this](const Exchange& exchange) {
+         respond_json(*exchange, {{"version", options_.version}});
+       }});
+  routes.push_back({.method = "GET", .path = "/v2", .handler = [this](const Exchange& exchange) {
+                      respond_json(*exchange, {{"name", "caravan"},
+                                               {"version", options_.version},
+                                               {"extensions", json::array()}});
+                    }});
+  routes.push_back(route("POST", "/tokenize", &ApiServer::tokenize));
+  routes.push_back(route("POST", "/detokenize", &ApiServer::detokenize));
+  routes.push_back(route("GET", "/v1/models", &ApiServer::list_models));
+  routes.push_back(route("GET", "/v1/models/*", &ApiServer::get_model));
+  routes.push_back(route("GET", "/v2/models/*", &ApiServer::kserve_model));
+  routes.push_back(route("GET", "/metrics", &ApiServer::get_metrics));
+  routes.push_back(route("GET", "/openapi.json", &ApiServer::get_openapi));
+  return routes;
+}
+
+void ApiServer::generate(const Loaded& loaded, const Exchange& exchange, bool is_chat) {
+  const CompletionJob::Clock::time_point arrival = CompletionJob::Clock::now();
+  check_accepting();
+  const std::string& body = exchange->request().body;
+  GenerateRequest request = is_chat ? loaded.parser.chat(body) : loaded.parser.completion(body);
+  check_model(request.model);
+  if (is_chat) {
+    for (const std::string& stop : loaded.preparation.chat_template().stop_strings()) {
+      request.stop.push_back(stop);
+    }
+  }
+  PreparedRequest prepared = loaded.preparation.prepare(request);
+  const auto job = std::make_shared<CompletionJob>(loaded.context, std::move(request),
+                                                   std::move(prepared.prompts), prepared.max_tokens,
+                                                   exchange, arrival);
+  try {
+    job->start();
+  } catch (const ApiError&) {
+    check_accepting();  // a queue that is closed is not a full one
+    throw;
+  }
+  add_job(job);
+}
+
+void ApiServer::tokenize(const Loaded& loaded, HttpExchange& exchange) {
+  const TokenizeRequest request = loaded.parser.tokenize(exchange.request().body);
+  check_model(request.model);
+  const std::vector<int32_t> ids = request.prompt
+                                       ? loaded.model.tokenizer->encode(*request.prompt)
+                                       : loaded.preparation.encode_chat(request.messages);
+  json::value strings = nullptr;
+  if (request.returns_token_strings) {
+    json::array texts;
+    for (const int32_t id : ids) {
+      texts.push_back(json::value(token_text(*loaded.model.tokenizer, id)));
+    }
+    strings = std::move(texts);
+  }
+  respond_json(exchange, {{"count", ids.size()},
+                          {"max_model_len", loaded.model.limits.max_model_len},
+                          {"tokens", json::value_from(ids)},
+                          {"token_strs", std::move(strings)}});
+}
+
+void ApiServer::detokenize(const Loaded& loaded, HttpExchange& exchange) {
+  const DetokenizeRequest request = loaded.parser.detokenize(exchange.request().body);
+  check_model(request.model);
+  std::string text;
+  append_sanitized_utf8(loaded.model.tokenizer->decode(request.tokens), true, text);
+  respond_json(exchange, {{"prompt", text}});
+}
+
+json::object ApiServer::model_json(const Loaded& loaded, const std::string& name) const {
+  return {{"id", name},
+          {"object", "model"},
+          {"created", created_},
+          {"owned_by", "caravan"},
+          {"root", options_.served_names.front()},
+          {"parent", nullptr},
+          {"max_model_len", loaded.model.limits.max_model_len},
+          {"permission", json::array()}};
+}
+
+void ApiServer::list_models(const Loaded& loaded, HttpExchange& exchange) {
+  json::array models;
+  for (const std::string& name : options_.served_names) models.push_back(model_json(loaded, name));
+  respond_json(exchange, {{"object", "list"}, {"data", std::move(models)}});
+}
+
+void ApiServer::get_model(const Loaded& loaded, HttpExchange& exchange) {
+  const std::string name = after(exchange.request().path, "/v1/models/");
+  check_model(name.empty() ? "/" : name);
+  respond_json(exchange, model_json(loaded, name));
+}
+
+void ApiServer::kserve_model(const Loaded&, HttpExchange& exchange) {
+  constexpr std::string_view kReady = "/ready";
+  std::string name = after(exchange.request().path, "/v2/models/");
+  if (!name.ends_with(kReady)) {
+    throw ApiError(404, "invalid_request_error", "no such path; did you mean .../ready?");
+  }
+  name.resize(name.size() - kReady.size());
+  check_model(name.empty() ? "/" : name);
+  const std::string reason = trouble();
+  if (!reason.empty()) throw ApiError(503, "unavailable_error", reason);
+  respond_json(exchange, {{"name", name}, {"ready", true}});
+}
+
+void ApiServer::get_metrics(const Loaded& loaded, HttpExchange& exchange) {
+  exchange.respond({.status = 200,
+                    .content_type = "text/plain; version=0.0.4; charset=utf-8",
+                    .body = metrics_.text(options_.metrics_prefix, options_.served_names.front(),
+                                          loaded.model.generator->stats()),
+                    .headers = {}});
+}
+
+void ApiServer::get_openapi(const Loaded& loaded, HttpExchange& exchange) {
+  exchange.respond(
+      {.status = 200, .content_type = "application/json", .body = loaded.openapi, .headers = {}});
+}
+
+void ApiServer::add_job(const std::shared_ptr<CompletionJob>& job) {
+  const std::lock_guard lock(jobs_mutex_);
+  jobs_.push_back(job);
+}
+
+std::vector<std::shared_ptr<CompletionJob>> ApiServer::live_jobs() {
+  std::vector<std::shared_ptr<CompletionJob>> live;
+  const std::lock_guard lock(jobs_mutex_);
+  for (const std::weak_ptr<CompletionJob>& weak : jobs_) {
+    std::shared_ptr<CompletionJob> job = weak.lock();
+    if (job && !job->is_over()) live.push_back(std::move(job));
+  }
+  jobs_.assign(live.begin(), live.end());
+  return live;
+}
+
+void ApiServer::fail_all(int status, const std::string& message) {
+  for (const std::shared_ptr<CompletionJob>& job : live_jobs()) {
+    job->fail(status, "server_error", message);
+  }
+}
+
+void ApiServer::tick() {
+  using Clock = ThroughputLog::Clock;
+  constexpr std::chrono::seconds kTick(1);
+  ThroughputLog log;
+  Clock::time_point next_line = Clock::now();
+  const std::chrono::duration<double> interval(options_.log_interval_s);
+  std::unique_lock lock(ticker_mutex_);
+  while (!ticker_wakes_.wait_for(lock, kTick, [this] { return is_ending_; })) {
+    const Loaded* loaded = loaded_now_;
+    const Clock::time_point now = Clock::now();
+    for (const std::shared_ptr<CompletionJob>& job : live_jobs()) {
+      const std::chrono::duration<double> age = now - job->arrival();
+      if (age.count() < options_.request_timeout_s) continue;
+      job->fail(504, "timeout_error", "the answer took longer than the server allows");
+    }
+    if (loaded == nullptr || now < next_line) continue;
+    next_line = now + std::chrono::duration_cast<Clock::duration>(interval);
+    if (const auto line = log.line(loaded->model.generator->stats(), now)) log_info("{}", *line);
+  }
+}
+
+}  // namespace caravan

@@ -1,0 +1,101 @@
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "server/completion_job.h"
+#include "server/prompt_preparation.h"
+
+namespace caravan {
+
+struct ApiServerOptions {
+  std::string version;
+  std::vector<std::string> served_names;  // the first is what answers say
+  std::string metrics_prefix = "vllm";
+  std::string overflow = "reject";  // see PromptPreparation
+  /// Health is red when the engine had work and finished no step for so long.
+  double stall_limit_ms = 5000;
+  double request_timeout_s = 3600;  // of a whole answer
+  double log_interval_s = 5;
+};
+
+/// What the API serves, once it is loaded.
+struct ApiModel {
+  std::shared_ptr<const Tokenizer> tokenizer;
+  Generator* generator = nullptr;  // outlives stop()
+  ChatTemplate chat_template;
+  ApiLimits limits;
+  SamplingDefaults defaults;
+  std::string fingerprint;  // what the bits of answers depend on, for system_fingerprint
+};
+
+/// The routes of the API and what they share. It answers 503 until it has a model. Thread safe.
+class ApiServer {
+ public:
+  explicit ApiServer(ApiServerOptions options);
+  ~ApiServer();
+
+  std::vector<HttpRoute> routes();
+  /// Once.
+  void set_model(ApiModel model);
+  /// From here on requests get 503, and so do health checks; what runs goes on.
+  void set_draining() { is_draining_ = true; }
+  /// Ends all requests that run with this status.
+  void fail_all(int status, const std::string& message);
+  /// No call of the generator after this; requests that still run are forgotten. The HTTP server
+  /// must still be there, and send no more requests.
+  void stop();
+
+  ServerMetrics& metrics() { return metrics_; }
+  /// Why health is red, or "".
+  std::string trouble() const;
+
+ private:
+  struct Loaded;
+  using Exchange = std::shared_ptr<HttpExchange>;
+  using Handler = void (ApiServer::*)(const Loaded&, HttpExchange&);
+
+  HttpRoute route(const char* method, const char* path, Handler handler);
+  void generate(const Loaded& loaded, const Exchange& exchange, bool is_chat);
+  void health(HttpExchange& exchange) const;
+  void kserve_ready(HttpExchange& exchange) const;
+  void tokenize(const Loaded& loaded, HttpExchange& exchange);
+  void detokenize(const Loaded& loaded, HttpExchange& exchange);
+  void list_models(const Loaded& loaded, HttpExchange& exchange);
+  void get_model(const Loaded& loaded, HttpExchange& exchange);
+  void kserve_model(const Loaded& loaded, HttpExchange& exchange);
+  void get_metrics(const Loaded& loaded, HttpExchange& exchange);
+  void get_openapi(const Loaded& loaded, HttpExchange& exchange);
+
+  const Loaded& loaded() const;
+  void check_accepting() const;
+  void check_model(const std::string& name) const;
+  boost::json::object model_json(const Loaded& loaded, const std::string& name) const;
+  void add_job(const std::shared_ptr<CompletionJob>& job);
+  std::vector<std::shared_ptr<CompletionJob>> live_jobs();
+  void tick();
+
+  const ApiServerOptions options_;
+  const int64_t created_;  // seconds since 1970
+  ServerMetrics metrics_;
+  std::atomic<bool> is_draining_{false};
+  std::shared_ptr<Loaded> loaded_;
+  std::atomic<const Loaded*> loaded_now_{nullptr};
+
+  std::mutex jobs_mutex_;
+  std::vector<std::weak_ptr<CompletionJob>> jobs_;
+
+  std::mutex ticker_mutex_;
+  std::condition_variable ticker_wakes_;
+  bool is_ending_ = false;
+  std::thread ticker_;
+};
+
+}  // namespace caravan
