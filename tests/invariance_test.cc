@@ -17,6 +17,7 @@
 #include "engine/model_runner.h"
 #include "format/model_dir.h"
 #include "tests/test_backends.h"
+#include "tests/test_scale.h"
 
 namespace caravan {
 namespace {
@@ -95,11 +96,6 @@ Logits alone(ModelRunner& runner, const std::vector<int32_t>& ids) {
   return logits;
 }
 
-int num_mixtures() {
-  const char* scale = std::getenv("CARAVAN_TEST_SCALE");  // sanitizers run a share of them
-  return scale == nullptr ? 1000 : std::max(1, static_cast<int>(1000 * std::atof(scale)));
-}
-
 TEST_P(InvarianceTest, BitsAreTheSameInAThousandMixtures) {
   const std::unique_ptr<ModelRunner> one_thread = open(1);
   const std::unique_ptr<ModelRunner> three_threads = open(3);
@@ -117,7 +113,7 @@ TEST_P(InvarianceTest, BitsAreTheSameInAThousandMixtures) {
     wanted.push_back(alone(*one_thread, sequence));
   }
   int64_t num_compared = 0;
-  for (int mixture = 0; mixture < num_mixtures(); ++mixture) {
+  for (int mixture = 0; mixture < scaled(1000); ++mixture) {
     ModelRunner& runner = mixture % 2 == 0 ? *one_thread : *three_threads;
     const int64_t blocks_each = ceil_div(kMaxLen, runner.cache().block_size());
     std::vector<int32_t> all_blocks(static_cast<size_t>(kMaxBatch * blocks_each));
@@ -164,7 +160,7 @@ TEST_P(InvarianceTest, BitsAreTheSameInAThousandMixtures) {
       });
     }
   }
-  EXPECT_GT(num_compared, num_mixtures());
+  EXPECT_GT(num_compared, scaled(1000));
 }
 
 std::vector<Case> cases() {

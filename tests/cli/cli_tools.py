@@ -12,6 +12,11 @@ SMALL_MODEL = (
 )
 
 
+def scaled(count):
+    """The share of `count` cases that CARAVAN_TEST_SCALE names (sanitizers run a share), or all."""
+    return max(1, int(count * float(os.environ.get("CARAVAN_TEST_SCALE", "1"))))
+
+
 def run(program, *arguments, **options):
     """Runs the program quietly; returns the CompletedProcess with text output."""
     return subprocess.run(

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from cli_tools import digests, exists, run, run_or_die, synth
+from cli_tools import digests, exists, run, run_or_die, scaled, synth
 
 
 class KillTest:
@@ -89,7 +89,7 @@ class KillTest:
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("program")
-    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--kills", type=int, default=scaled(50))
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     args = parser.parse_args()
     print(f"seed {args.seed}")

@@ -14,11 +14,11 @@ import random
 import sys
 import tempfile
 
-from cli_tools import run
+from cli_tools import run, scaled
 
 KINDS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 MEASURES = ("precision", "recall", "fmeasure")
-NUM_PAIRS = 10_000
+NUM_PAIRS = scaled(10_000)
 
 ROOTS = """abil adjust agree allow analog argu bless bowdler cease commun conflat control cri decis
 depend di electr enjoy fail feed fizz fli form geo happ hesit hop hous infer irrit lov motor news
