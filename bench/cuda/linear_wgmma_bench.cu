@@ -219,6 +219,7 @@ int run(int argc, char** argv) {
     for (const Shape& shape : kShapes) {
       LinearArgs args;
       args.num_tokens = tokens;
+      args.num_readable_rows = max_tokens;
       args.in_features = shape.in;
       args.out_features = shape.out;
       args.x = x;

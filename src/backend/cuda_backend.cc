@@ -138,7 +138,12 @@ class CudaBackend : public Backend {
                    available_bytes().value_or(0));
     }
     CARAVAN_CUDA_CHECK(status);
-    Buffer buffer(data, num_bytes, [](void* p, size_t) { cudaFree(p); });
+    // The map is shared: a buffer may outlive the backend.
+    Buffer buffer(data, num_bytes, [allocations = allocations_](void* p, size_t) {
+      allocations->erase(reinterpret_cast<uintptr_t>(p));
+      cudaFree(p);
+    });
+    allocations_->emplace(reinterpret_cast<uintptr_t>(data), num_bytes);
     CARAVAN_CUDA_CHECK(cudaMemsetAsync(data, 0, num_bytes, context_.stream));
     return buffer;
   }
@@ -251,6 +256,9 @@ class CudaBackend : public Backend {
                          .out_features = op.weight.out_features,
                          .dtype = op.weight.dtype,
                          .x = op.x.data,
+                         .num_readable_rows = bytes_after(op.x.data) /
+                                              (op.weight.in_features *
+                                               static_cast<int64_t>(dtype_size(op.weight.dtype))),
                          .weight = op.weight.data,
                          .bias = op.weight.bias,
                          .activation = op.activation,
@@ -356,6 +364,15 @@ class CudaBackend : public Backend {
  private:
   static constexpr size_t kNumEvents = 8;
 
+  /// From `data` to the end of the allocation it lies in; 0 when it lies in none.
+  int64_t bytes_after(const void* data) const {
+    const auto address = reinterpret_cast<uintptr_t>(data);
+    auto next = allocations_->upper_bound(address);
+    if (next == allocations_->begin()) return 0;
+    const auto& [begin, num_bytes] = *std::prev(next);
+    return address < begin + num_bytes ? static_cast<int64_t>(begin + num_bytes - address) : 0;
+  }
+
   static size_t attention_bytes(const WorkspaceSpec& spec) {
     const size_t bytes = cuda::attention_workspace_bytes(spec.max_num_seqs, spec.num_heads,
                                                          spec.head_dim, spec.max_context_len);
@@ -368,6 +385,9 @@ class CudaBackend : public Backend {
   int device_;
   std::string name_;
   int capability_ = 0;
+  // First address -> bytes of every buffer there is.
+  std::shared_ptr<std::map<uintptr_t, size_t>> allocations_ =
+      std::make_shared<std::map<uintptr_t, size_t>>();
   cuda::LaunchContext context_;
   cuda::HostToDevice host_to_device_;
   Buffer stage_;      // unpacked weights on their way

@@ -223,6 +223,32 @@ TEST_F(LinearWgmma, AllConfigurationsGiveTheBitsOfTheChain) {
   }
 }
 
+TEST_F(LinearWgmma, RowsBeyondTheBatchChangeNothing) {
+  // Rows 70... of x hold NaN and may be read.
+  const int64_t num_tokens = 70, in = 264, out = 136;
+  for (const DType dtype : {DType::kF16, DType::kBF16}) {
+    Problem p(256, in, out, dtype);
+    CARAVAN_CUDA_CHECK(cudaMemset(p.device_x.as<uint16_t>() + num_tokens * in, 0xff,
+                                  static_cast<size_t>((256 - num_tokens) * in) * 2));
+    const size_t bytes = static_cast<size_t>(256 * out) * 4;
+    LinearArgs args = p.args(DeviceArray(1), DType::kF32, out, Activation::kGelu);
+    args.num_tokens = num_tokens;
+    const DeviceArray wanted(bytes);
+    args.y = wanted.data();
+    chain_linear(args, context_);
+    for (const int64_t num_readable : {0, 71, 128, 256}) {
+      args.num_readable_rows = num_readable;
+      for (const LinearWgmmaConfig& config : wgmma_configs()) {
+        const DeviceArray y(bytes);
+        args.y = y.data();
+        launch_linear_wgmma_with(args, config, context_);
+        EXPECT_EQ(y.host<std::byte>(), wanted.host<std::byte>())
+            << name(config) << ", " << num_readable << " rows may be read";
+      }
+    }
+  }
+}
+
 TEST_F(LinearWgmma, ARowHasTheSameBitsInEveryBatch) {
   const int64_t in = 1032, out = 520;
   const Problem p(512, in, out, DType::kF16);

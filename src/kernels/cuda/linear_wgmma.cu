@@ -17,8 +17,11 @@ void launch_tile(const LinearArgs& args, const LaunchContext& context) {
   using Shared = LinearWgmmaShared<kRows, kColumns>;
 
   const auto in_features = static_cast<cuuint64_t>(args.in_features);
+  // What the rows beyond num_tokens give is not written.
+  const int64_t num_rows =
+      std::clamp(args.num_readable_rows, args.num_tokens, round_up(args.num_tokens, kRows));
   const CUtensorMap x_map =
-      make_tensor_map(args.dtype, args.x, {in_features, static_cast<cuuint64_t>(args.num_tokens)},
+      make_tensor_map(args.dtype, args.x, {in_features, static_cast<cuuint64_t>(num_rows)},
                       {in_features * 2}, {kWgmmaK, kRows}, CU_TENSOR_MAP_SWIZZLE_128B);
 
   const auto padded_in = static_cast<cuuint64_t>(round_up(args.in_features, kCoreInMultiple));
