@@ -1,23 +1,20 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <vector>
+#include <span>
+
+#include "caravan/logprobs.h"
 
 namespace caravan {
 
-/// Of the model itself: log softmax of its logits, before penalties and temperature.
-struct TokenLogprob {
-  int32_t token_id = 0;
-  float logprob = 0;  // natural logarithm
-  int32_t rank = 0;   // 1: the most likely
-};
+/// log(sum(exp(logits))), exponentials and their sum in float64, in the order of the ids.
+/// logits: at least one value. Not finite when the logits are not (Sampler::is_finite).
+double log_sum_exp(std::span<const float> logits);
 
-/// One token of an output or a prompt, with what was asked about it.
-struct ScoredToken {
-  int32_t token_id = 0;
-  std::optional<TokenLogprob> logprob;     // unset when not asked for, or the first of a prompt
-  std::vector<TokenLogprob> top_logprobs;  // most likely first, the lower id on a tie
-};
+/// Log probability (log softmax of `logits`, float64 rounded once to float32) and rank of one
+/// token, and the num_top most likely tokens. Tokens rank by logit, equal ones by lower id:
+/// top_logprobs[i] has rank i + 1. logits: [vocab_size], finite as Sampler::is_finite says; 0 <=
+/// num_top <= vocab_size.
+ScoredToken score_token(std::span<const float> logits, int32_t token_id, int32_t num_top);
 
 }  // namespace caravan

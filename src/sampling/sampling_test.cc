@@ -98,9 +98,9 @@ TEST(SamplerTest, RefusesParametersOutsideTheirRange) {
   const auto refused = [](auto change) {
     SamplingParams params;
     change(params);
-    EXPECT_THROW(validate(params), Error);
+    EXPECT_THROW(validate(params, 5), Error);
   };
-  validate({});
+  validate({}, 5);
   refused([](SamplingParams& p) { p.temperature = -1; });
   refused([](SamplingParams& p) { p.temperature = NAN; });
   refused([](SamplingParams& p) { p.top_p = 0; });
