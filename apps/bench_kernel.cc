@@ -141,7 +141,7 @@ class KernelBench {
     const int32_t id = 0;
     const int64_t blocks = ceil_div(context, backend_.kv_block_size());
     for (int64_t s = 0; s < batch_size; ++s) {
-      batch.add_sequence(&id, 1, context - 1, block_table(s * blocks, blocks), true);
+      batch.add_sequence(&id, 1, context - 1, block_table(s * blocks, blocks), LogitsWanted::kLast);
     }
     attention(batch, batch_size * blocks,
               {.test = "attention_decode",
@@ -164,7 +164,8 @@ class KernelBench {
     for (int64_t left = num_tokens; left > 0;) {
       const int64_t length = std::min(left, config_.max_seq_len);
       const int64_t own_blocks = ceil_div(length, backend_.kv_block_size());
-      batch.add_sequence(ids.data(), length, 0, block_table(blocks, own_blocks), true);
+      batch.add_sequence(ids.data(), length, 0, block_table(blocks, own_blocks),
+                         LogitsWanted::kLast);
       work += attention_prefill_work(1, length, config_.hidden_size, activation_, kv_dtype_);
       blocks += own_blocks;
       left -= length;

@@ -55,7 +55,8 @@ class LatencyBench {
       batch_.clear();
       for (int64_t left = budget; left > 0 && s < tables_.size();) {
         const int64_t count = std::min(left, length - begin);
-        batch_.add_sequence(ids_.data() + begin, count, begin, tables_[s], begin + count == length);
+        batch_.add_sequence(ids_.data() + begin, count, begin, tables_[s],
+                            begin + count == length ? LogitsWanted::kLast : LogitsWanted::kNone);
         left -= count;
         begin += count;
         if (begin < length) continue;
@@ -75,8 +76,8 @@ class LatencyBench {
     int in_flight = 0;
     auto last = BenchClock::now();
     const auto collect = [&] {
-      const std::span<const int32_t> tokens = runner_.collect();
-      std::copy_n(tokens.begin(), tokens_.size(), tokens_.begin());
+      const std::span<const StepOutput> outputs = runner_.collect();
+      for (size_t s = 0; s < tokens_.size(); ++s) tokens_[s] = outputs[s].token.token_id;
       --in_flight;
       const auto now = BenchClock::now();
       seconds.push_back(std::chrono::duration<double>(now - last).count());
@@ -89,7 +90,7 @@ class LatencyBench {
       for (size_t s = 0; s < tables_.size(); ++s) {
         int32_t id = ids_[static_cast<size_t>(context) - 1];
         if (i > 0) id = in_flight > 0 ? -1 - static_cast<int32_t>(s) : tokens_[s];
-        batch_.add_sequence(&id, 1, context - 1, tables_[s], true);
+        batch_.add_sequence(&id, 1, context - 1, tables_[s], LogitsWanted::kLast);
         requests_[s].num_tokens = context;
         requests_[s].history = {ids_.data(), static_cast<size_t>(context)};
       }

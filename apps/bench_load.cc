@@ -75,7 +75,8 @@ void run_load(const LoadFlags& flags) {
     const int64_t count = std::min(step_tokens, flags.prompt_len - begin);
     const bool is_last = begin + count == flags.prompt_len;
     batch.clear();
-    batch.add_sequence(ids.data() + begin, count, begin, table, is_last);
+    batch.add_sequence(ids.data() + begin, count, begin, table,
+                       is_last ? LogitsWanted::kLast : LogitsWanted::kNone);
     runner.launch(batch, {&request, is_last ? size_t{1} : size_t{0}});
     runner.collect();
   }

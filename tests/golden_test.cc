@@ -130,7 +130,7 @@ TEST(NanoSortTest, EveryIntermediateMatches) {
         ids.push_back(static_cast<int32_t>(idx[static_cast<size_t>(s * kLength + t)]));
       }
       Batch batch(runner.cache().block_size());
-      batch.add_sequence(ids.data(), kLength, 0, {0}, true);
+      batch.add_sequence(ids.data(), kLength, 0, {0}, LogitsWanted::kLast);
       size_t seen = 0;
       runner.forward(batch, [&](std::string_view name, const Tensor& got) {
         const auto entry = names.find(std::string(name));

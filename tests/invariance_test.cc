@@ -89,7 +89,7 @@ Logits alone(ModelRunner& runner, const std::vector<int32_t>& ids) {
   Batch batch(runner.cache().block_size());
   for (size_t t = 0; t < ids.size(); ++t) {
     batch.clear();
-    batch.add_sequence(&ids[t], 1, static_cast<int64_t>(t), {0, 1, 2}, true);
+    batch.add_sequence(&ids[t], 1, static_cast<int64_t>(t), {0, 1, 2}, LogitsWanted::kLast);
     const auto row = runner.run(batch);
     logits.emplace_back(row.begin(), row.end());
   }
@@ -141,7 +141,7 @@ TEST_P(InvarianceTest, BitsAreTheSameInAThousandMixtures) {
         const int64_t left = static_cast<int64_t>(sequence.size()) - running[r].done;
         const int64_t count = draw(0, 2) == 0 ? 1 : draw(1, left);
         batch.add_sequence(sequence.data() + running[r].done, count, running[r].done,
-                           running[r].blocks, true);
+                           running[r].blocks, LogitsWanted::kLast);
         running[r].done += count;
         in_batch.push_back(r);
       }

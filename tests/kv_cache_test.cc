@@ -223,7 +223,8 @@ TEST_F(KvCacheTest, CalibrationIsThatOfTheWholeModel) {
   for (size_t i = 0; i < table.size(); ++i) table[i] = static_cast<int32_t>(i);
   for (const std::vector<int32_t>& sample : text.samples) {
     batch.clear();
-    batch.add_sequence(sample.data(), static_cast<int64_t>(sample.size()), 0, table, false);
+    batch.add_sequence(sample.data(), static_cast<int64_t>(sample.size()), 0, table,
+                       LogitsWanted::kNone);
     runner.forward(batch, [&](std::string_view name, const Tensor& value) {
       if (!name.ends_with(".attn.c_attn")) return;
       statistics[static_cast<size_t>(name[2] - '0')].add(value);

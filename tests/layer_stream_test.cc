@@ -59,7 +59,7 @@ Values whole_model(const std::string& path, const BackendOptions& backend, DType
     std::vector<int32_t> blocks(static_cast<size_t>(runner.cache().num_blocks()));
     std::iota(blocks.begin(), blocks.end(), 0);
     Batch batch(runner.cache().block_size());
-    batch.add_sequence(text.ids.data() + start, length, 0, blocks, false);
+    batch.add_sequence(text.ids.data() + start, length, 0, blocks, LogitsWanted::kNone);
     runner.forward(
         batch, [&](std::string_view name, const Tensor& value) { append(values, name, value); });
     const std::span<const float> logits = runner.logits(0, length);

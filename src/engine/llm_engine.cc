@@ -20,8 +20,10 @@ LlmEngine::LlmEngine(ModelRunner runner, const LlmEngineOptions& options)
       batch_(runner_.cache().block_size()) {}
 
 void LlmEngine::check_request(std::span<const int32_t> prompt, const SamplingParams& params) const {
-  validate(params);
   const ModelConfig& config = runner_.model().config();
+  validate(params, config.vocab_size);
+  CARAVAN_CHECK(params.max_output_len >= 1, "max output length {}, expected at least 1",
+                params.max_output_len);
   const auto num_prompt_tokens = static_cast<int64_t>(prompt.size());
   CARAVAN_CHECK(num_prompt_tokens > 0, "the prompt is empty");
   CARAVAN_CHECK(num_prompt_tokens <= runner_.max_seq_len() &&
@@ -45,7 +47,14 @@ int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingPa
   sequence->token_ids.reserve(static_cast<size_t>(num_prompt_tokens + params.max_output_len));
   sequence->token_ids.assign(prompt.begin(), prompt.end());
   sequence->num_prompt_tokens = num_prompt_tokens;
+  if (params.min_output_len > 0) {
+    sequence->banned = params.stop_token_ids;
+    if (!params.ignore_eos) {
+      sequence->banned.insert(sequence->banned.end(), eos_token_ids_.begin(), eos_token_ids_.end());
+    }
+  }
   const int64_t id = sequence->id;
+  if (runner_.needs_host(params)) ++num_host_requests_;
   scheduler_.add(std::move(sequence));
   return id;
 }
@@ -56,11 +65,16 @@ bool LlmEngine::launch() {
   std::vector<SampleRequest> requests;
   requests.reserve(yields.size());
   for (const Sequence* sequence : yields) {
-    requests.push_back({.params = &sequence->params,
-                        .num_tokens = sequence->num_tokens(),
-                        .history = sequence->token_ids,
-                        .slot = sequence->slot,
-                        .is_first_output = sequence->num_output_tokens() == 0});
+    SampleRequest request{.params = &sequence->params,
+                          .num_tokens = sequence->num_tokens(),
+                          .history = sequence->token_ids,
+                          .num_prompt_tokens = sequence->num_prompt_tokens,
+                          .slot = sequence->slot,
+                          .is_first_output = sequence->num_output_tokens() == 0};
+    if (sequence->num_output_tokens() < sequence->params.min_output_len) {
+      request.banned = sequence->banned;
+    }
+    requests.push_back(request);
   }
   runner_.launch(batch_, requests);
   StepInFlight step;
@@ -75,13 +89,20 @@ bool LlmEngine::launch() {
 bool LlmEngine::is_finished(Sequence& sequence, size_t token_index, const OnToken& on_token) const {
   const int32_t token = sequence.token_ids[token_index];
   const auto num_output = static_cast<int64_t>(token_index) + 1 - sequence.num_prompt_tokens;
+  if (token == StepOutput::kNotFinite) {
+    sequence.finish_reason = FinishReason::kError;
+    sequence.last_token = Sequence::Clock::now();
+    return true;
+  }
   sequence.last_token = Sequence::Clock::now();
   if (num_output == 1) sequence.first_token = sequence.last_token;
   const bool is_eos =
       !sequence.params.ignore_eos &&
       std::find(eos_token_ids_.begin(), eos_token_ids_.end(), token) != eos_token_ids_.end();
+  const std::vector<int32_t>& stops = sequence.params.stop_token_ids;
+  const bool is_stop_token = std::find(stops.begin(), stops.end(), token) != stops.end();
   const bool is_stopped = on_token && on_token(sequence, token);
-  if (is_eos || is_stopped) {
+  if (is_eos || is_stop_token || is_stopped) {
     sequence.finish_reason = FinishReason::kStop;
   } else if (num_output >= sequence.params.max_output_len) {
     sequence.finish_reason = FinishReason::kLength;
@@ -89,21 +110,27 @@ bool LlmEngine::is_finished(Sequence& sequence, size_t token_index, const OnToke
   return sequence.finish_reason != FinishReason::kNone;
 }
 
+int LlmEngine::max_steps_in_flight() const {
+  return num_host_requests_ > 0 ? 1 : runner_.max_steps_in_flight();
+}
+
 std::vector<std::unique_ptr<Sequence>> LlmEngine::step(const OnToken& on_token) {
-  while (static_cast<int>(in_flight_.size()) < runner_.max_steps_in_flight() && launch()) {
+  while (static_cast<int>(in_flight_.size()) < max_steps_in_flight() && launch()) {
   }
   std::vector<std::unique_ptr<Sequence>> finished;
   if (in_flight_.empty()) return finished;
   const StepInFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  const std::span<const int32_t> tokens = runner_.collect();
+  const std::span<const StepOutput> outputs = runner_.collect();
   for (size_t i = 0; i < step.rows.size(); ++i) {
     Sequence* sequence = scheduler_.find(step.rows[i].sequence_id);
     if (sequence == nullptr) continue;  // ended while this step was on its way
     const size_t index = step.rows[i].token_index;
-    sequence->token_ids[index] = tokens[i];
+    sequence->token_ids[index] = outputs[i].token.token_id;
+    if (sequence->params.num_logprobs >= 0) sequence->scored.push_back(outputs[i].token);
     if (!is_finished(*sequence, index, on_token)) continue;
     sequence->token_ids.resize(index + 1);
+    if (runner_.needs_host(sequence->params)) --num_host_requests_;
     finished.push_back(scheduler_.remove(sequence));
   }
   return finished;

@@ -51,6 +51,7 @@ class LlmEngine {
     std::vector<Row> rows;
   };
   bool launch();
+  int max_steps_in_flight() const;
   bool is_finished(Sequence& sequence, size_t token_index, const OnToken& on_token) const;
 
   std::vector<int32_t> eos_token_ids_;
@@ -59,6 +60,7 @@ class LlmEngine {
   Batch batch_;
   std::deque<StepInFlight> in_flight_;
   int64_t next_id_ = 0;
+  int64_t num_host_requests_ = 0;  // unfinished ones whose tokens the host chooses
 };
 
 }  // namespace caravan

@@ -58,6 +58,17 @@ int64_t context_bucket(int64_t context_len, int64_t limit) {
   return std::min(bucket, std::max(context_len, limit));
 }
 
+// What Backend::sample() does not know.
+bool is_chosen_by_host(const SamplingParams& p) {
+  return p.min_p > 0 || p.presence_penalty != 0 || p.frequency_penalty != 0 ||
+         !p.logit_bias.empty() || p.min_output_len > 0;
+}
+
+/// The last token of the batch is the last there is: a scored prompt chunk may have more after it.
+bool ends_history(const Batch& batch, size_t row, const SampleRequest& request) {
+  return batch.logits_position(row) + 1 >= static_cast<int64_t>(request.history.size());
+}
+
 }  // namespace
 
 StepLimits step_limits(const ModelRunnerOptions& options) {
@@ -113,7 +124,9 @@ ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
       max_num_logits_(step_limits(options).max_num_logits),
       cache_(*backend_, dir.config,
              checked_cache_dtype(dir, *backend_, model_, options.kv_cache_dtype),
-             options.max_batch_size * ceil_div(max_seq_len_, backend_->kv_block_size()),
+             options.num_kv_blocks > 0
+                 ? options.num_kv_blocks
+                 : options.max_batch_size * ceil_div(max_seq_len_, backend_->kv_block_size()),
              options.kv_scales),
       logits_stride_(backend_->row_stride(dir.config.vocab_size)),
       max_batch_size_(options.max_batch_size) {
@@ -191,15 +204,23 @@ std::span<const float> ModelRunner::compute_logits(const ConstTensor& rows) {
   backend_->synchronize();
   const auto size = static_cast<size_t>(num_rows) * vocab_size;
   if (!device_batch_) return {logits_.as<float>(), size};
-  if (host_logits_.data() == nullptr) {
-    host_logits_ =
-        backend_->allocate_host(static_cast<size_t>(max_num_logits_) * vocab_size * sizeof(float));
-  }
-  for (size_t i = 0; i < static_cast<size_t>(num_rows); ++i) {
-    backend_->copy_to_host(logits_.as<float>() + i * static_cast<size_t>(logits_stride_),
-                           host_logits_.as<float>() + i * vocab_size, vocab_size * sizeof(float));
-  }
+  for (int64_t row = 0; row < num_rows; ++row) copy_logits_to_host(row);
   return {host_logits_.as<float>(), size};
+}
+
+void ModelRunner::copy_logits_to_host(int64_t row) {
+  const int64_t vocab_size = model_.config().vocab_size;
+  const size_t row_bytes = static_cast<size_t>(vocab_size) * sizeof(float);
+  if (host_logits_.data() == nullptr) {
+    host_logits_ = backend_->allocate_host(static_cast<size_t>(max_num_logits_) * row_bytes);
+  }
+  backend_->copy_to_host(logits_.as<float>() + row * logits_stride_,
+                         host_logits_.as<float>() + row * vocab_size, row_bytes);
+}
+
+bool ModelRunner::needs_host(const SamplingParams& params) const {
+  return !backend_->samples_on_device() || is_chosen_by_host(params) || params.num_logprobs >= 0 ||
+         params.num_prompt_logprobs >= 0;
 }
 
 void ModelRunner::launch(const Batch& batch, std::span<const SampleRequest> requests) {
@@ -208,19 +229,63 @@ void ModelRunner::launch(const Batch& batch, std::span<const SampleRequest> requ
                      kInternal, "{} steps in flight, {} requests for {} rows of logits",
                      num_launched_ - num_collected_, requests.size(), batch.num_logits());
   Step& step = steps_[static_cast<size_t>(num_launched_) % steps_.size()];
-  step.num_rows = batch.num_logits();
+  step.outputs.assign(requests.size(), StepOutput{});
   if (backend_->samples_on_device()) {
     launch_on_device(batch, requests, step);
   } else {
     const std::span<const float> logits = run(batch);
     const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
-    step.tokens.resize(requests.size());
     for (size_t i = 0; i < requests.size(); ++i) {
-      step.tokens[i] = sampler_.sample(logits.subspan(i * vocab_size, vocab_size),
-                                       *requests[i].params, requests[i].history);
+      if (!ends_history(batch, i, requests[i])) continue;
+      const auto row = logits.subspan(i * vocab_size, vocab_size);
+      choose_on_host(row, requests[i], step.outputs[i]);
+      score_output(row, requests[i], step.outputs[i]);
     }
+    score_prompts(batch, requests, step);
   }
   ++num_launched_;
+}
+
+void ModelRunner::choose_on_host(std::span<const float> logits, const SampleRequest& request,
+                                 StepOutput& output) {
+  output.token.token_id = sampler_.sample(logits, *request.params, request.history,
+                                          request.num_prompt_tokens, request.banned);
+}
+
+void ModelRunner::score_output(std::span<const float> logits, const SampleRequest& request,
+                               StepOutput& output) {
+  if (request.params->num_logprobs < 0 || output.token.token_id == StepOutput::kNotFinite) return;
+  output.token = score_token(logits, output.token.token_id, request.params->num_logprobs);
+}
+
+// Overwrites the logits of the step, as many rows at a time as there is room for.
+void ModelRunner::score_prompts(const Batch& batch, std::span<const SampleRequest> requests,
+                                Step& step) {
+  const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
+  for (const Batch::ScoredRows& scored : batch.scored_rows()) {
+    const SampleRequest& request = requests[scored.logits_row];
+    StepOutput& output = step.outputs[scored.logits_row];
+    if (!request.wants_prompt_logprobs) continue;
+    // The row at a position predicts the token after it.
+    const int64_t num_rows =
+        std::min(scored.num_rows, request.num_prompt_tokens - 1 - scored.first_position);
+    for (int64_t done = 0; done < num_rows;) {
+      const int64_t count = std::min(max_num_logits_, num_rows - done);
+      const std::span<const float> rows = logits(scored.first_row + done, count);
+      for (int64_t i = 0; i < count; ++i) {
+        const auto row = rows.subspan(static_cast<size_t>(i) * vocab_size, vocab_size);
+        if (!is_finite(row)) {
+          output.token = {.token_id = StepOutput::kNotFinite, .logprob = {}, .top_logprobs = {}};
+          output.prompt_tokens.clear();
+          return;
+        }
+        const auto next = static_cast<size_t>(scored.first_position + done + i + 1);
+        output.prompt_tokens.push_back(
+            score_token(row, request.history[next], request.params->num_prompt_logprobs));
+      }
+      done += count;
+    }
+  }
 }
 
 void ModelRunner::prepare_seen(std::span<const SampleRequest> requests) {
@@ -245,8 +310,12 @@ void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleReq
   std::vector<RowSampling> sampling(requests.size());
   bool is_greedy = true;
   bool has_penalty = false;
+  bool is_host_step = false;
   for (size_t i = 0; i < requests.size(); ++i) {
     const SamplingParams& p = *requests[i].params;
+    is_host_step = is_host_step || needs_host(p);
+    sampling[i].history_slot = static_cast<int32_t>(requests[i].slot);
+    if (is_chosen_by_host(p)) continue;  // what the device chooses is not used
     sampling[i] = {.temperature = p.temperature,
                    .top_k = p.top_k,
                    .top_p = p.top_p,
@@ -296,14 +365,36 @@ void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleReq
   }
   num_sampled_ = num_rows;
   step.marker = backend_->mark();
+  step.is_waiting = true;
+  if (!is_host_step) return;
+  wait_for_tokens(step);
+  num_sampled_ = 0;
+  const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const SamplingParams& p = *requests[i].params;
+    if ((!is_chosen_by_host(p) && p.num_logprobs < 0) || !ends_history(batch, i, requests[i])) {
+      continue;
+    }
+    copy_logits_to_host(static_cast<int64_t>(i));
+    const std::span<const float> row{host_logits_.as<float>() + i * vocab_size, vocab_size};
+    if (is_chosen_by_host(p)) choose_on_host(row, requests[i], step.outputs[i]);
+    score_output(row, requests[i], step.outputs[i]);
+  }
+  score_prompts(batch, requests, step);
 }
 
-std::span<const int32_t> ModelRunner::collect() {
+void ModelRunner::wait_for_tokens(Step& step) {
+  backend_->wait_for(step.marker);
+  step.is_waiting = false;
+  const auto* tokens = step.device_tokens.as<int32_t>();
+  for (size_t i = 0; i < step.outputs.size(); ++i) step.outputs[i].token.token_id = tokens[i];
+}
+
+std::span<const StepOutput> ModelRunner::collect() {
   CARAVAN_CHECK_CODE(num_collected_ < num_launched_, kInternal, "no step is in flight");
   Step& step = steps_[static_cast<size_t>(num_collected_++) % steps_.size()];
-  if (!backend_->samples_on_device()) return step.tokens;
-  backend_->wait_for(step.marker);
-  return {step.device_tokens.as<int32_t>(), static_cast<size_t>(step.num_rows)};
+  if (step.is_waiting) wait_for_tokens(step);
+  return step.outputs;
 }
 
 }  // namespace caravan

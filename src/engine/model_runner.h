@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "engine/step_runner.h"
 #include "format/model_dir.h"
 #include "models/batch.h"
 #include "models/device_batch.h"
@@ -25,23 +26,14 @@ struct ModelRunnerOptions {
   int64_t max_num_logits = 8;  // rows of logits of one step
   int64_t max_seq_len = 0;     // 0: the engine's limit, else the model's
   int64_t max_batch_size = 8;
-};
-
-/// What the row of a sequence needs to choose its next token.
-struct SampleRequest {
-  const SamplingParams* params = nullptr;
-  int64_t num_tokens = 0;  // of the sequence so far, tokens on their way included
-  /// All of them; ids on their way are negative (they can only be the last).
-  std::span<const int32_t> history;
-  int64_t slot = 0;              // of the sequence, in [0, max_batch_size)
-  bool is_first_output = false;  // the prompt was not seen before
+  int64_t num_kv_blocks = 0;  // 0: max_batch_size sequences of max_seq_len
 };
 
 /// The step limits that these options mean, for memory plans and reserve().
 StepLimits step_limits(const ModelRunnerOptions& options);
 
 /// A loaded model with its cache and step memory on one backend.
-class ModelRunner {
+class ModelRunner : public StepRunner {
  public:
   /// A quantized cache takes its scales from the options, else from the directory. A float8 cache
   /// without any gets scale 1 and a warning; an int8 cache without any is an error.
@@ -54,14 +46,15 @@ class ModelRunner {
   static ModelRunner random(const ModelDir& dir, std::unique_ptr<Backend> backend,
                             const ModelRunnerOptions& options);
 
-  /// Steps that may be queued before the first is collected: 2 where tokens are chosen on the
-  /// device, so that it never waits for the host.
-  int max_steps_in_flight() const { return backend_->samples_on_device() ? 2 : 1; }
-  /// Queues one step, logits and choice of tokens included: one request for each sequence of the
-  /// batch that wants logits, in order.
-  void launch(const Batch& batch, std::span<const SampleRequest> requests);
-  /// Tokens of the oldest step that was not collected, valid until the launch after the next.
-  std::span<const int32_t> collect();
+  /// 2 where tokens are chosen on the device, so that it never waits for the host.
+  int max_steps_in_flight() const override { return backend_->samples_on_device() ? 2 : 1; }
+  /// True for what the device's sampler does not have: min_p, presence and frequency penalty, logit
+  /// bias and min_output_len, where the host chooses the token from a copy of the logits; and log
+  /// probabilities, which the host computes from them while the token is the device's choice, so
+  /// that asking for them changes nothing. A request without all these never waits for the host.
+  bool needs_host(const SamplingParams& params) const override;
+  void launch(const Batch& batch, std::span<const SampleRequest> requests) override;
+  std::span<const StepOutput> collect() override;
 
   /// Runs one step. Returns logits [rows that want logits][vocab_size], valid until the next step.
   std::span<const float> run(const Batch& batch);
@@ -93,9 +86,9 @@ class ModelRunner {
               const ModelRunnerOptions& options, std::optional<uint64_t> random_seed);
 
   struct Step {
-    std::vector<int32_t> tokens;  // of the host's sampler
-    Buffer device_tokens;         // pinned, written by the device
-    int64_t num_rows = 0;
+    std::vector<StepOutput> outputs;
+    Buffer device_tokens;     // pinned, written by the device
+    bool is_waiting = false;  // the tokens are still to be read from there
     int64_t marker = 0;
   };
 
@@ -108,7 +101,14 @@ class ModelRunner {
   std::span<const float> compute_logits(const ConstTensor& rows);
   Tensor logits_tensor(int64_t num_rows) const;
   void check_logits_rows(int64_t num_rows) const;
+  void copy_logits_to_host(int64_t row);
   void launch_on_device(const Batch& batch, std::span<const SampleRequest> requests, Step& step);
+  void wait_for_tokens(Step& step);
+  void choose_on_host(std::span<const float> logits, const SampleRequest& request,
+                      StepOutput& output);
+  void score_output(std::span<const float> logits, const SampleRequest& request,
+                    StepOutput& output);
+  void score_prompts(const Batch& batch, std::span<const SampleRequest> requests, Step& step);
   void prepare_seen(std::span<const SampleRequest> requests);
 
   std::unique_ptr<Backend> backend_;
@@ -125,9 +125,9 @@ class ModelRunner {
 
   Sampler sampler_;
   std::optional<DeviceBatch> device_batch_;
-  Buffer sampled_;  // [max_num_logits] int32 on the device: the last step's tokens
-  int64_t num_sampled_ = 0;
-  Buffer seen_;  // SampleOp::seen, made when the first request has a repetition penalty
+  Buffer sampled_;           // [max_num_logits] int32 on the device: the last step's tokens
+  int64_t num_sampled_ = 0;  // of them; 0: no id of the next step may refer to them
+  Buffer seen_;              // SampleOp::seen, made when the first request has a repetition penalty
   int64_t max_batch_size_;
   std::array<Step, kNumSteps> steps_;
   int64_t num_launched_ = 0;

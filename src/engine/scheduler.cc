@@ -57,7 +57,8 @@ std::vector<Sequence*> Scheduler::schedule(Batch& batch) {
     if (count <= 0) continue;
     const bool is_complete = count == missing;
     batch.add_sequence(sequence->token_ids.data() + sequence->num_computed, count,
-                       sequence->num_computed, sequence->block_table, is_complete);
+                       sequence->num_computed, sequence->block_table,
+                       is_complete ? LogitsWanted::kLast : LogitsWanted::kNone);
     sequence->num_computed += count;
     if (is_complete) yields.push_back(sequence.get());
   }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "caravan/llm.h"
+#include "caravan/logprobs.h"
 #include "caravan/sampling_params.h"
 
 namespace caravan {
@@ -19,6 +20,8 @@ struct Sequence {
   std::vector<int32_t> block_table;
   int64_t slot = -1;  // place among the running ones, in [0, max_batch_size)
   FinishReason finish_reason = FinishReason::kNone;
+  std::vector<int32_t> banned;      // with min_output_len: what would end the output
+  std::vector<ScoredToken> scored;  // the output's tokens, when their log probabilities are wanted
 
   using Clock = std::chrono::steady_clock;
   Clock::time_point arrival;

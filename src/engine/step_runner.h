@@ -7,6 +7,7 @@
 #include "caravan/sampling_params.h"
 #include "models/batch.h"
 #include "sampling/logprobs.h"
+#include "sampling/sampler.h"
 
 namespace caravan {
 
@@ -15,21 +16,24 @@ struct SampleRequest {
   const SamplingParams* params = nullptr;
   int64_t num_tokens = 0;  // of the sequence so far, tokens on their way included
   /// All of them; ids on their way are negative (they can only be the last).
-  std::span<const int32_t> history;
+  std::span<const int32_t> history = {};
   int64_t num_prompt_tokens = 0;  // the first of the history
   int64_t slot = 0;               // of the sequence, in [0, max_batch_size)
   bool is_first_output = false;   // the device did not see these tokens before
   /// No end-of-text or stop token may be chosen (min_output_len); `banned` are those.
-  std::span<const int32_t> banned;
+  std::span<const int32_t> banned = {};
   /// Prompt tokens of this step are scored too: Batch::add_sequence with all rows wanted.
   bool wants_prompt_logprobs = false;
 };
 
 struct StepOutput {
-  static constexpr int32_t kNotFinite = -1;
-  ScoredToken token;  // token_id kNotFinite: the logits hold a NaN or an infinity
+  static constexpr int32_t kNotFinite = Sampler::kNotFinite;
+  /// The next token; of no meaning when the history goes on after the batch (a scored prompt chunk
+  /// that is not the last). token_id kNotFinite: some logits of the request hold a NaN or
+  /// +infinity, or nothing above -infinity.
+  ScoredToken token;
   /// The tokens that the rows of a scored prompt chunk predict: positions first + 1 ... last + 1 of
-  /// the chunk, without any that is not in the prompt.
+  /// the chunk, without any that is not in the prompt. Empty unless they were asked for.
   std::vector<ScoredToken> prompt_tokens;
 };
 

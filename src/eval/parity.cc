@@ -31,7 +31,7 @@ class SingleSequence {
   void forward(std::span<const int32_t> ids, const ForwardObserver& observer = nullptr) {
     batch_.clear();
     batch_.add_sequence(ids.data(), static_cast<int64_t>(ids.size()), num_done_, block_table_,
-                        true);
+                        LogitsWanted::kLast);
     runner_.forward(batch_, observer);
     num_done_ += static_cast<int64_t>(ids.size());
   }

@@ -79,7 +79,7 @@ void Scorer::run(std::span<const ScoreRequest> requests, const OnRows& on_rows) 
         wanted.push_back({static_cast<int64_t>(next), row, static_cast<int32_t>(offset + row)});
       }
       batch_.add_sequence(request.ids.data() + done, count, done,
-                          block_tables_[next % block_tables_.size()], false);
+                          block_tables_[next % block_tables_.size()], LogitsWanted::kNone);
       done += count;
       if (done < num_tokens) break;
       ++next;

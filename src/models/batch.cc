@@ -16,7 +16,7 @@ ConstTensor view(const std::vector<T>& values, DType dtype) {
 }  // namespace
 
 void Batch::add_sequence(const int32_t* token_ids, int64_t num_tokens, int64_t first_position,
-                         const std::vector<int32_t>& block_table, bool wants_logits) {
+                         const std::vector<int32_t>& block_table, LogitsWanted wanted) {
   const int64_t context_len = first_position + num_tokens;
   const int64_t num_blocks = ceil_div(context_len, block_size_);
   CARAVAN_CHECK_CODE(num_tokens > 0 && num_blocks <= static_cast<int64_t>(block_table.size()),
@@ -34,7 +34,13 @@ void Batch::add_sequence(const int32_t* token_ids, int64_t num_tokens, int64_t f
   context_lens_.push_back(static_cast<int32_t>(context_len));
   flat_blocks_.insert(flat_blocks_.end(), block_table.begin(), block_table.begin() + num_blocks);
   first_block_.push_back(flat_blocks_.size());
-  if (wants_logits) logits_rows_.push_back(static_cast<int32_t>(token_ids_.size()) - 1);
+  if (wanted == LogitsWanted::kAll) {
+    scored_rows_.push_back(
+        {logits_rows_.size(), this->num_tokens() - num_tokens, num_tokens, first_position});
+  }
+  if (wanted != LogitsWanted::kNone) {
+    logits_rows_.push_back(static_cast<int32_t>(token_ids_.size()) - 1);
+  }
 }
 
 void Batch::clear() {
@@ -44,6 +50,7 @@ void Batch::clear() {
   query_start_.assign(1, 0);
   context_lens_.clear();
   logits_rows_.clear();
+  scored_rows_.clear();
   flat_blocks_.clear();
   first_block_.assign(1, 0);
 }

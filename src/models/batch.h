@@ -20,22 +20,41 @@ struct BatchTensors {
   int64_t num_tokens() const { return token_ids.shape[0]; }
 };
 
+/// Which rows of a sequence of a batch want logits. kAll: its last token and, to score a prompt,
+/// all of its tokens.
+enum class LogitsWanted : uint8_t { kNone, kLast, kAll };
+
 /// The tokens of one step: prefill chunks and decode tokens of any number of sequences, one after
 /// the other. Built by the scheduler with add_sequence(); plain host data.
 class Batch {
  public:
   explicit Batch(int64_t block_size) : block_size_(block_size) {}
 
+  /// Tokens of a sequence that wants logits of all of them.
+  struct ScoredRows {
+    size_t logits_row;  // of its last token, in [0, num_logits())
+    int64_t first_row;  // in [0, num_tokens())
+    int64_t num_rows;
+    int64_t first_position;
+  };
+
   /// Appends the tokens [first_position, first_position + num_tokens) of a sequence whose cache
-  /// blocks are `block_table`. wants_logits: logits of its last token here are needed. An id of
-  /// -1 - r stands for the token that row r of the step before this one will turn out to be.
+  /// blocks are `block_table`. An id of -1 - r stands for the token that row r of the step before
+  /// this one will turn out to be.
   void add_sequence(const int32_t* token_ids, int64_t num_tokens, int64_t first_position,
-                    const std::vector<int32_t>& block_table, bool wants_logits);
+                    const std::vector<int32_t>& block_table, LogitsWanted wanted);
   void clear();
 
   int64_t num_tokens() const { return static_cast<int64_t>(token_ids_.size()); }
   int64_t num_seqs() const { return static_cast<int64_t>(context_lens_.size()); }
+  /// Sequences that want logits, kLast and kAll alike: one row each, that of its last token.
   int64_t num_logits() const { return static_cast<int64_t>(logits_rows_.size()); }
+  /// Position of the token whose logits are row `logits_row`.
+  int64_t logits_position(size_t logits_row) const {
+    return positions_[static_cast<size_t>(logits_rows_[logits_row])];
+  }
+  /// The sequences with kAll.
+  const std::vector<ScoredRows>& scored_rows() const { return scored_rows_; }
   int64_t max_context_len() const;
   /// Every sequence has one token here and wants its logits.
   bool is_decode() const;
@@ -60,6 +79,7 @@ class Batch {
   std::vector<int32_t> query_start_{0};
   std::vector<int32_t> context_lens_;
   std::vector<int32_t> logits_rows_;
+  std::vector<ScoredRows> scored_rows_;
   std::vector<int32_t> flat_blocks_;  // every sequence's blocks, ragged
   std::vector<size_t> first_block_{0};
   mutable std::vector<int32_t> block_tables_;  // flat_blocks_ padded to a rectangle

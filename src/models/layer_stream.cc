@@ -240,7 +240,7 @@ void LayerStream::run_steps(std::span<const int32_t> ids, std::span<const int64_
       if (begin > 0) flush();
       batch_.add_sequence(ids.data() + sequence_start + begin,
                           std::min(limits_.max_num_tokens, length - begin), begin, block_table,
-                          false);
+                          LogitsWanted::kNone);
     }
     if (length > limits_.max_num_tokens) flush();  // its blocks may fill the cache
     sequence_start += length;

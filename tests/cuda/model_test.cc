@@ -72,7 +72,7 @@ Rows decoded_alone(ModelRunner& runner, const std::vector<int32_t>& ids) {
   const std::vector<int32_t> blocks = blocks_of(3, runner.cache().block_size());
   for (size_t t = 0; t < ids.size(); ++t) {
     batch.clear();
-    batch.add_sequence(&ids[t], 1, static_cast<int64_t>(t), blocks, true);
+    batch.add_sequence(&ids[t], 1, static_cast<int64_t>(t), blocks, LogitsWanted::kLast);
     const auto logits = runner.run(batch);
     rows.emplace_back(logits.begin(), logits.end());
   }
@@ -122,7 +122,7 @@ TEST_P(CudaModelTest, BitsAreTheSameInAThousandMixtures) {
         if (count == 0) continue;
         budget -= count;
         batch.add_sequence(sequence.data() + running[r].done, count, running[r].done,
-                           running[r].blocks, true);
+                           running[r].blocks, LogitsWanted::kLast);
         running[r].done += count;
         in_batch.push_back(r);
       }
@@ -155,11 +155,11 @@ TEST_P(CudaModelTest, AHundredRunsGiveTheSameBits) {
   std::vector<float> first;
   for (int i = 0; i < 100; ++i) {
     batch.clear();
-    batch.add_sequence(ids.data(), 299, 0, blocks, true);
+    batch.add_sequence(ids.data(), 299, 0, blocks, LogitsWanted::kLast);
     const auto prefill = runner.run(batch);
     std::vector<float> got(prefill.begin(), prefill.end());
     batch.clear();
-    batch.add_sequence(&ids[299], 1, 299, blocks, true);
+    batch.add_sequence(&ids[299], 1, 299, blocks, LogitsWanted::kLast);
     const auto decode = runner.run(batch);
     got.insert(got.end(), decode.begin(), decode.end());
     if (i == 0) first = got;
@@ -234,7 +234,7 @@ TEST_P(CudaModelTest, GreedyTokensAreTheHostsArgmax) {
   for (int i = 0; i < 40; ++i) {
     batch.clear();
     batch.add_sequence(ids.data() + done, static_cast<int64_t>(ids.size()) - done, done, blocks,
-                       true);
+                       LogitsWanted::kLast);
     done = static_cast<int64_t>(ids.size());
     ids.push_back(argmax(runner.run(batch)));
     ASSERT_EQ(got[static_cast<size_t>(i)], ids.back()) << i;
@@ -263,7 +263,7 @@ TEST(CudaGenericKernels, GiveTheBitsOfHoppersOwn) {
     const std::vector<int32_t> blocks = blocks_of(0, own.cache().block_size());
     for (const auto& [first, count] : {std::pair<int64_t, int64_t>{0, 199}, {199, 1}}) {
       Batch batch(own.cache().block_size());
-      batch.add_sequence(ids.data() + first, count, first, blocks, true);
+      batch.add_sequence(ids.data() + first, count, first, blocks, LogitsWanted::kLast);
       const auto a = own.run(batch);
       const auto b = generic.run(batch);
       EXPECT_EQ(0, std::memcmp(a.data(), b.data(), a.size_bytes()))
