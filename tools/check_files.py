@@ -99,7 +99,7 @@ def check(root):
     root = pathlib.Path(root)
     names = list_files(root)
     findings = []
-    num_bytes = sum((root / name).stat().st_size for name in names)
+    num_bytes = sum((root / name).lstat().st_size for name in names)
     if num_bytes > MAX_TREE_BYTES:
         findings.append(f"the tree has {num_bytes} bytes, at most {MAX_TREE_BYTES}")
     for name in names:

@@ -1,8 +1,8 @@
 #pragma once
 
-#include <memory>
+#include <cstdint>
 #include <optional>
-#include <utility>
+#include <string>
 
 #include "engine/engine_loop.h"
 
@@ -19,22 +19,6 @@ class Generator {
   virtual EngineStats stats() const = 0;
   virtual double stalled_ms() const = 0;
   virtual std::string failure() const = 0;
-};
-
-class EngineLoopGenerator final : public Generator {
- public:
-  explicit EngineLoopGenerator(EngineLoop& loop) : loop_(&loop) {}
-  std::optional<int64_t> submit(GenerationRequest request,
-                                EngineLoop::OnOutput on_output) override {
-    return loop_->submit(std::move(request), std::move(on_output));
-  }
-  void cancel(int64_t id) override { loop_->cancel(id); }
-  EngineStats stats() const override { return loop_->stats(); }
-  double stalled_ms() const override { return loop_->stalled_ms(); }
-  std::string failure() const override { return loop_->failure(); }
-
- private:
-  EngineLoop* loop_;
 };
 
 }  // namespace caravan

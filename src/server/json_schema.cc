@@ -81,15 +81,21 @@ std::string number_text(const json::value& value) {
   return fmt::format("{}", value.to_number<double>());
 }
 
-/// value < bound, exactly for integers of 64 bits.
+/// An integer beyond int64 is a uint64 or a double to the parser; the double -2^63 may stand for
+/// one.
+constexpr double kTwoTo63 = 9223372036854775808.0;
+
+/// value < bound, exactly for integers.
 bool is_less(const json::value& value, const json::value& bound) {
   if (value.is_int64() && bound.is_int64()) return value.get_int64() < bound.get_int64();
-  if (value.is_uint64() && bound.is_int64()) return false;  // above all int64
+  if (value.is_uint64() && bound.is_int64()) return false;
+  if (value.is_double() && bound.is_int64() && value.get_double() <= -kTwoTo63) return true;
   return value.to_number<double>() < bound.to_number<double>();
 }
 bool is_greater(const json::value& value, const json::value& bound) {
   if (value.is_int64() && bound.is_int64()) return value.get_int64() > bound.get_int64();
   if (value.is_uint64() && bound.is_int64()) return true;
+  if (value.is_double() && bound.is_int64() && value.get_double() >= kTwoTo63) return true;
   return value.to_number<double>() > bound.to_number<double>();
 }
 

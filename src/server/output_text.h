@@ -10,7 +10,7 @@
 namespace caravan {
 
 struct OutputTextOptions {
-  std::vector<std::string> stops;
+  std::vector<std::string> stops = {};
   bool skips_special_tokens = true;
   bool includes_stop = false;  // show what ended the output
   int64_t min_tokens = 0;      // stop strings count in the text after so many tokens
