@@ -9,6 +9,7 @@
 
 #include "caravan/llm.h"
 #include "caravan/sampling_params.h"
+#include "engine/engine_stats.h"
 #include "engine/llm_engine.h"
 #include "sampling/logprobs.h"
 
@@ -30,21 +31,6 @@ struct GenerationOutput {
   RequestTimings timings;                            // when finished
 };
 
-/// Figures of one moment; counters since the start.
-struct EngineStats {
-  int64_t num_running = 0;
-  int64_t num_waiting = 0;
-  int64_t block_size = 0;  // tokens
-  int64_t num_blocks = 0;
-  int64_t num_free_blocks = 0;    // nobody needs them; their contents may still serve as a prefix
-  int64_t prefix_queries = 0;     // prompt tokens looked up
-  int64_t prefix_hits = 0;        // of those, found
-  int64_t num_prompt_tokens = 0;  // of requests that were admitted
-  int64_t num_generated_tokens = 0;
-  int64_t num_preemptions = 0;
-  int64_t num_steps = 0;
-};
-
 struct StepInfo {
   int64_t num_tokens = 0;  // in the batch
   int64_t num_seqs = 0;
@@ -52,7 +38,8 @@ struct StepInfo {
 };
 
 struct EngineLoopOptions {
-  int64_t max_waiting = 1024;  // requests; submit() refuses more
+  int64_t max_waiting = 1024;      // requests; submit() refuses more
+  int64_t max_waiting_tokens = 0;  // of their prompts, likewise; 0: no limit
   /// Called on the loop's thread after every step; must be quick.
   std::function<void(const StepInfo&)> on_step;
 };

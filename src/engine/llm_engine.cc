@@ -6,44 +6,81 @@
 
 namespace caravan {
 
+namespace {
+
+EngineLimits limits_of(const ModelRunner& runner, const ModelRunnerOptions& options) {
+  return {.vocab_size = runner.model().config().vocab_size,
+          .max_seq_len = runner.max_seq_len(),
+          .scheduler = {.max_batch_size = options.max_batch_size,
+                        .max_num_batched_tokens = options.max_num_batched_tokens,
+                        .block_size = runner.cache().block_size(),
+                        .num_blocks = runner.cache().num_blocks()}};
+}
+
+double milliseconds(Sequence::Clock::duration duration) {
+  return std::chrono::duration<double, std::milli>(duration).count();
+}
+
+}  // namespace
+
 LlmEngine::LlmEngine(const ModelDir& dir, std::unique_ptr<Backend> backend,
                      const LlmEngineOptions& options)
     : LlmEngine(ModelRunner(dir, std::move(backend), options.runner), options) {}
 
 LlmEngine::LlmEngine(ModelRunner runner, const LlmEngineOptions& options)
     : eos_token_ids_(options.eos_token_ids),
+      limits_(limits_of(runner, options.runner)),
+      scheduler_(limits_.scheduler),
+      batch_(limits_.scheduler.block_size) {
+  auto owned = std::make_unique<ModelRunner>(std::move(runner));
+  model_runner_ = owned.get();
+  runner_ = std::move(owned);
+}
+
+LlmEngine::LlmEngine(std::unique_ptr<StepRunner> runner, const EngineLimits& limits,
+                     const LlmEngineOptions& options)
+    : eos_token_ids_(options.eos_token_ids),
+      limits_(limits),
       runner_(std::move(runner)),
-      scheduler_({.max_batch_size = options.runner.max_batch_size,
-                  .max_num_batched_tokens = options.runner.max_num_batched_tokens,
-                  .block_size = runner_.cache().block_size(),
-                  .num_blocks = runner_.cache().num_blocks()}),
-      batch_(runner_.cache().block_size()) {}
+      scheduler_(limits_.scheduler),
+      batch_(limits_.scheduler.block_size) {}
+
+ModelRunner& LlmEngine::runner() {
+  CARAVAN_CHECK_CODE(model_runner_ != nullptr, kInternal, "the engine runs no model");
+  return *model_runner_;
+}
+
+const ModelRunner& LlmEngine::runner() const {
+  CARAVAN_CHECK_CODE(model_runner_ != nullptr, kInternal, "the engine runs no model");
+  return *model_runner_;
+}
 
 void LlmEngine::check_request(std::span<const int32_t> prompt, const SamplingParams& params) const {
-  const ModelConfig& config = runner_.model().config();
-  validate(params, config.vocab_size);
-  CARAVAN_CHECK(params.max_output_len >= 1, "max output length {}, expected at least 1",
-                params.max_output_len);
+  validate(params, limits_.vocab_size);
   const auto num_prompt_tokens = static_cast<int64_t>(prompt.size());
   CARAVAN_CHECK(num_prompt_tokens > 0, "the prompt is empty");
-  CARAVAN_CHECK(num_prompt_tokens <= runner_.max_seq_len() &&
-                    params.max_output_len <= runner_.max_seq_len() - num_prompt_tokens,
+  CARAVAN_CHECK(num_prompt_tokens <= limits_.max_seq_len &&
+                    params.max_output_len <= limits_.max_seq_len - num_prompt_tokens,
                 "a prompt of {} tokens with {} of output makes {}, at most {} fit: shorten one, or "
                 "cut the prompt with --truncate head|tail",
                 num_prompt_tokens, params.max_output_len, num_prompt_tokens + params.max_output_len,
-                runner_.max_seq_len());
+                limits_.max_seq_len);
   for (const int32_t id : prompt) {
-    CARAVAN_CHECK(id >= 0 && id < config.vocab_size, "token id {} is outside the vocabulary of {}",
-                  id, config.vocab_size);
+    CARAVAN_CHECK(id >= 0 && id < limits_.vocab_size, "token id {} is outside the vocabulary of {}",
+                  id, limits_.vocab_size);
   }
+  scheduler_.check_fits(num_prompt_tokens + params.max_output_len);
 }
 
-int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingParams& params) {
+int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingParams& params,
+                               int32_t priority, Clock::time_point arrival) {
   check_request(prompt, params);
   const auto num_prompt_tokens = static_cast<int64_t>(prompt.size());
   auto sequence = std::make_unique<Sequence>();
   sequence->id = next_id_++;
   sequence->params = params;
+  sequence->priority = priority;
+  sequence->arrival = arrival;
   sequence->token_ids.reserve(static_cast<size_t>(num_prompt_tokens + params.max_output_len));
   sequence->token_ids.assign(prompt.begin(), prompt.end());
   sequence->num_prompt_tokens = num_prompt_tokens;
@@ -54,14 +91,15 @@ int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingPa
     }
   }
   const int64_t id = sequence->id;
-  if (runner_.needs_host(params)) ++num_host_requests_;
   scheduler_.add(std::move(sequence));
+  if (runner_->needs_host(params)) ++num_host_requests_;
   return id;
 }
 
 bool LlmEngine::launch() {
   const std::vector<Sequence*> yields = scheduler_.schedule(batch_);
   if (batch_.num_tokens() == 0) return false;
+  const Clock::time_point launched = Clock::now();
   std::vector<SampleRequest> requests;
   requests.reserve(yields.size());
   for (const Sequence* sequence : yields) {
@@ -76,8 +114,10 @@ bool LlmEngine::launch() {
     }
     requests.push_back(request);
   }
-  runner_.launch(batch_, requests);
-  StepInFlight step;
+  runner_->launch(batch_, requests);
+  StepInFlight step{.rows = {},
+                    .summary = {.num_tokens = batch_.num_tokens(), .num_seqs = batch_.num_seqs()},
+                    .launched = launched};
   for (size_t i = 0; i < yields.size(); ++i) {
     step.rows.push_back({yields[i]->id, yields[i]->token_ids.size()});
     yields[i]->token_ids.push_back(-1 - static_cast<int32_t>(i));
@@ -89,13 +129,6 @@ bool LlmEngine::launch() {
 bool LlmEngine::is_finished(Sequence& sequence, size_t token_index, const OnToken& on_token) const {
   const int32_t token = sequence.token_ids[token_index];
   const auto num_output = static_cast<int64_t>(token_index) + 1 - sequence.num_prompt_tokens;
-  if (token == StepOutput::kNotFinite) {
-    sequence.finish_reason = FinishReason::kError;
-    sequence.last_token = Sequence::Clock::now();
-    return true;
-  }
-  sequence.last_token = Sequence::Clock::now();
-  if (num_output == 1) sequence.first_token = sequence.last_token;
   const bool is_eos =
       !sequence.params.ignore_eos &&
       std::find(eos_token_ids_.begin(), eos_token_ids_.end(), token) != eos_token_ids_.end();
@@ -111,26 +144,66 @@ bool LlmEngine::is_finished(Sequence& sequence, size_t token_index, const OnToke
 }
 
 int LlmEngine::max_steps_in_flight() const {
-  return num_host_requests_ > 0 ? 1 : runner_.max_steps_in_flight();
+  return num_host_requests_ > 0 ? 1 : runner_->max_steps_in_flight();
+}
+
+void LlmEngine::end_request(const Sequence& sequence) {
+  if (runner_->needs_host(sequence.params)) --num_host_requests_;
+}
+
+std::unique_ptr<Sequence> LlmEngine::cancel(int64_t id) {
+  Sequence* sequence = scheduler_.find(id);
+  if (sequence == nullptr) return nullptr;
+  end_request(*sequence);
+  std::unique_ptr<Sequence> owned = scheduler_.remove(sequence);
+  // Tokens on their way are not known any more: they are always the last ones.
+  std::vector<int32_t>& ids = owned->token_ids;
+  while (ids.back() < 0) ids.pop_back();
+  owned->finish_reason = FinishReason::kAbort;
+  return owned;
+}
+
+EngineStats LlmEngine::stats() const {
+  EngineStats stats = counters_;
+  stats.num_running = scheduler_.num_running();
+  stats.num_waiting = scheduler_.num_waiting();
+  stats.block_size = limits_.scheduler.block_size;
+  stats.num_blocks = limits_.scheduler.num_blocks;
+  stats.num_free_blocks = scheduler_.num_free_blocks();
+  return stats;
 }
 
 std::vector<std::unique_ptr<Sequence>> LlmEngine::step(const OnToken& on_token) {
   while (static_cast<int>(in_flight_.size()) < max_steps_in_flight() && launch()) {
   }
   std::vector<std::unique_ptr<Sequence>> finished;
+  last_step_ = {};
   if (in_flight_.empty()) return finished;
   const StepInFlight step = std::move(in_flight_.front());
   in_flight_.pop_front();
-  const std::span<const StepOutput> outputs = runner_.collect();
+  const std::span<const StepOutput> outputs = runner_->collect();
+  const Clock::time_point end = Clock::now();
+  last_step_ = step.summary;
+  last_step_.duration_ms = milliseconds(end - std::max(step.launched, last_step_end_));
+  last_step_end_ = end;
+  ++counters_.num_steps;
   for (size_t i = 0; i < step.rows.size(); ++i) {
     Sequence* sequence = scheduler_.find(step.rows[i].sequence_id);
     if (sequence == nullptr) continue;  // ended while this step was on its way
     const size_t index = step.rows[i].token_index;
-    sequence->token_ids[index] = outputs[i].token.token_id;
-    if (sequence->params.num_logprobs >= 0) sequence->scored.push_back(outputs[i].token);
-    if (!is_finished(*sequence, index, on_token)) continue;
-    sequence->token_ids.resize(index + 1);
-    if (runner_.needs_host(sequence->params)) --num_host_requests_;
+    sequence->last_token = end;
+    if (outputs[i].token.token_id == StepOutput::kNotFinite) {
+      sequence->token_ids.resize(index);
+      sequence->finish_reason = FinishReason::kError;
+    } else {
+      sequence->token_ids[index] = outputs[i].token.token_id;
+      ++counters_.num_generated_tokens;
+      if (index == static_cast<size_t>(sequence->num_prompt_tokens)) sequence->first_token = end;
+      if (sequence->params.num_logprobs >= 0) sequence->scored.push_back(outputs[i].token);
+      if (!is_finished(*sequence, index, on_token)) continue;
+      sequence->token_ids.resize(index + 1);
+    }
+    end_request(*sequence);
     finished.push_back(scheduler_.remove(sequence));
   }
   return finished;

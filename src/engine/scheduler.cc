@@ -14,13 +14,18 @@ Scheduler::Scheduler(const SchedulerLimits& limits) : limits_(limits), blocks_(l
   for (int64_t slot = limits.max_batch_size; slot > 0; --slot) free_slots_.push_back(slot - 1);
 }
 
+void Scheduler::check_fits(int64_t max_num_tokens) const {
+  const int64_t needed = ceil_div(max_num_tokens, limits_.block_size);
+  CARAVAN_CHECK(
+      needed <= blocks_.num_blocks(),
+      "prompt and output of {} tokens need {} cache blocks, the cache has {}: shorten one "
+      "or give the cache more memory",
+      max_num_tokens, needed, blocks_.num_blocks());
+}
+
 void Scheduler::add(std::unique_ptr<Sequence> sequence) {
-  const int64_t needed = ceil_div(sequence->max_num_tokens(), limits_.block_size);
-  CARAVAN_CHECK(needed <= blocks_.num_blocks(),
-                "a prompt of {} tokens with {} of output needs {} cache blocks, the cache has {}",
-                sequence->num_prompt_tokens, sequence->params.max_output_len, needed,
-                blocks_.num_blocks());
-  sequence->arrival = Sequence::Clock::now();
+  check_fits(sequence->max_num_tokens());
+  num_waiting_tokens_ += sequence->num_prompt_tokens;
   waiting_.push_back(std::move(sequence));
 }
 
@@ -32,6 +37,7 @@ void Scheduler::admit() {
     waiting_.front()->slot = free_slots_.back();
     free_slots_.pop_back();
     waiting_.front()->first_step = Sequence::Clock::now();
+    num_waiting_tokens_ -= waiting_.front()->num_prompt_tokens;
     running_.push_back(std::move(waiting_.front()));
     waiting_.pop_front();
   }
@@ -66,20 +72,30 @@ std::vector<Sequence*> Scheduler::schedule(Batch& batch) {
 }
 
 std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence) {
-  const auto it = std::find_if(running_.begin(), running_.end(),
-                               [&](const auto& s) { return s.get() == sequence; });
-  CARAVAN_CHECK_CODE(it != running_.end(), kInternal, "sequence {} is not running", sequence->id);
-  std::unique_ptr<Sequence> owned = std::move(*it);
-  running_.erase(it);
-  blocks_.release(owned->block_table);
-  free_slots_.push_back(owned->slot);
+  const auto is_it = [&](const auto& s) { return s.get() == sequence; };
+  std::unique_ptr<Sequence> owned;
+  if (const auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
+    owned = std::move(*it);
+    running_.erase(it);
+    blocks_.release(owned->block_table);
+    free_slots_.push_back(owned->slot);
+    return owned;
+  }
+  const auto it = std::find_if(waiting_.begin(), waiting_.end(), is_it);
+  CARAVAN_CHECK_CODE(it != waiting_.end(), kInternal, "sequence {} is not here", sequence->id);
+  owned = std::move(*it);
+  num_waiting_tokens_ -= owned->num_prompt_tokens;
+  waiting_.erase(it);
   return owned;
 }
 
 Sequence* Scheduler::find(int64_t id) const {
-  const auto it =
-      std::find_if(running_.begin(), running_.end(), [&](const auto& s) { return s->id == id; });
-  return it == running_.end() ? nullptr : it->get();
+  const auto is_it = [&](const auto& s) { return s->id == id; };
+  if (const auto it = std::find_if(running_.begin(), running_.end(), is_it); it != running_.end()) {
+    return it->get();
+  }
+  const auto it = std::find_if(waiting_.begin(), waiting_.end(), is_it);
+  return it == waiting_.end() ? nullptr : it->get();
 }
 
 }  // namespace caravan

@@ -34,14 +34,19 @@ class Scheduler {
   /// last token is on its way take no part, so the batch can be empty.
   std::vector<Sequence*> schedule(Batch& batch);
 
-  /// Takes a finished sequence out and frees its blocks.
+  /// Errors: kInvalidArgument when the cache has no room for a sequence of so many tokens.
+  void check_fits(int64_t max_num_tokens) const;
+
+  /// Takes a sequence out, running or waiting, and frees its blocks.
   std::unique_ptr<Sequence> remove(Sequence* sequence);
 
-  /// The running sequence with this id, or null.
+  /// The sequence with this id, running or waiting, or null.
   Sequence* find(int64_t id) const;
 
   bool is_empty() const { return waiting_.empty() && running_.empty(); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
+  int64_t num_waiting_tokens() const { return num_waiting_tokens_; }  // of their prompts
   int64_t num_free_blocks() const { return blocks_.num_free(); }
 
  private:
@@ -52,6 +57,7 @@ class Scheduler {
   std::deque<std::unique_ptr<Sequence>> waiting_;
   std::vector<std::unique_ptr<Sequence>> running_;  // in order of admission
   std::vector<int64_t> free_slots_;
+  int64_t num_waiting_tokens_ = 0;
 };
 
 }  // namespace caravan

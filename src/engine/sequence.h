@@ -14,6 +14,7 @@ namespace caravan {
 struct Sequence {
   int64_t id = 0;
   SamplingParams params;
+  int32_t priority = 0;            // lower goes first
   std::vector<int32_t> token_ids;  // prompt, then output; negative while on its way (Batch)
   int64_t num_prompt_tokens = 0;
   int64_t num_computed = 0;  // tokens whose K and V are in the cache
@@ -22,6 +23,8 @@ struct Sequence {
   FinishReason finish_reason = FinishReason::kNone;
   std::vector<int32_t> banned;      // with min_output_len: what would end the output
   std::vector<ScoredToken> scored;  // the output's tokens, when their log probabilities are wanted
+  std::vector<ScoredToken> prompt_scored;  // the same of the prompt; its first has none
+  int64_t num_cached_tokens = 0;           // of the prompt, spared by the prefix cache
 
   using Clock = std::chrono::steady_clock;
   Clock::time_point arrival;
