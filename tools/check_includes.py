@@ -53,6 +53,8 @@ HEADERS = {
 THIRD_PARTY = {
     "fmt": ["*"],
     "boost/json": ["core"],
+    "boost/asio": ["server"],
+    "boost/beast": ["server"],
     "CLI": ["apps", "tests"],
     "xxhash.h": ["format", "convert"],
     "snappy.h": ["format"],
@@ -75,8 +77,8 @@ THIRD_PARTY = {
     "dirent.h": ["core", "convert"],
     "fcntl.h": ["core", "convert"],
     "sched.h": ["kernels/cpu", "backend"],
-    "sys": ["backend", "core", "kernels/cpu", "convert", "apps", "tests"],
-    "unistd.h": ["core", "kernels/cpu", "convert", "apps", "tests"],
+    "sys": ["backend", "core", "kernels/cpu", "convert", "server", "apps", "tests"],
+    "unistd.h": ["core", "kernels/cpu", "convert", "server", "apps", "tests"],
 }
 
 STANDARD = set(
