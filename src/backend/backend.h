@@ -101,7 +101,8 @@ struct RowSampling {
 };
 static_assert(sizeof(RowSampling) == 40);
 
-/// tokens[i] = the next token of row i.
+/// tokens[i] = the next token of row i. A row with a NaN, +infinity or nothing above -infinity has
+/// none: tokens[i] is 0 and host_tokens[i] -1.
 struct SampleOp {
   ConstTensor logits;  // [R, row_stride(vocab_size)] f32
   int64_t vocab_size = 0;
@@ -155,6 +156,8 @@ class Backend {
   virtual Buffer allocate_host(size_t num_bytes) = 0;
   /// Bytes that can still be allocated; nullopt: the host's memory.
   virtual std::optional<int64_t> available_bytes() const = 0;
+  /// Bytes that the device has, used or not; nullopt: its memory is the host's.
+  virtual std::optional<int64_t> total_bytes() const = 0;
   /// True when host memory, such as a mapped file, can be read by the kernels as it is.
   virtual bool reads_host_memory() const = 0;
   /// Copies of any size from and to any host memory; `src` may be reused on return.
@@ -188,7 +191,8 @@ class Backend {
   virtual bool samples_on_device() const = 0;
   /// Errors: kUnsupported unless samples_on_device().
   virtual void sample(const SampleOp& op) = 0;
-  /// Sets the bits of ids (host memory) in row `slot` of SampleOp::seen, after clearing the row.
+  /// Sets the bits of ids in row `slot` of SampleOp::seen, after clearing the row. ids: memory of
+  /// allocate_host() that stays as it is until the next operators are done.
   virtual void mark_seen(uint32_t* seen, int64_t slot, int64_t vocab_size, const int32_t* ids,
                          int64_t count) = 0;
 

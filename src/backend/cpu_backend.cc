@@ -50,6 +50,7 @@ class CpuBackend : public Backend {
   Buffer allocate(size_t num_bytes) override { return Buffer::host(num_bytes); }
   Buffer allocate_host(size_t num_bytes) override { return Buffer::host(num_bytes); }
   std::optional<int64_t> available_bytes() const override { return std::nullopt; }
+  std::optional<int64_t> total_bytes() const override { return std::nullopt; }
   bool reads_host_memory() const override { return true; }
   void copy_from_host(const void* src, void* dst, size_t num_bytes) override {
     std::memcpy(dst, src, num_bytes);

@@ -159,6 +159,12 @@ class CudaBackend : public Backend {
     CARAVAN_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     return static_cast<int64_t>(free_bytes);
   }
+  std::optional<int64_t> total_bytes() const override {
+    size_t free_bytes = 0;
+    size_t total_bytes = 0;
+    CARAVAN_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    return static_cast<int64_t>(total_bytes);
+  }
   bool reads_host_memory() const override { return false; }
   void copy_from_host(const void* src, void* dst, size_t num_bytes) override {
     if (num_bytes >= kStagedCopyBytes) {
@@ -210,13 +216,13 @@ class CudaBackend : public Backend {
   }
 
   size_t workspace_bytes(const WorkspaceSpec& spec) const override {
-    return attention_bytes(spec) + sampling_bytes(spec);
+    return cuda::attention_workspace_bytes(spec.max_num_seqs, spec.num_heads, spec.head_dim,
+                                           spec.max_context_len);
   }
   void reserve_workspace(const WorkspaceSpec& spec) override {
     stage_ = Buffer();  // the weights are loaded
     const size_t num_bytes = workspace_bytes(spec);
     if (num_bytes > workspace_.num_bytes()) workspace_ = allocate(num_bytes);
-    sampling_workspace_ = workspace_.as<std::byte>() + attention_bytes(spec);
   }
 
   void embedding(const EmbeddingOp& op) override {
@@ -321,19 +327,12 @@ class CudaBackend : public Backend {
                          .is_greedy = op.is_greedy,
                          .seen = op.seen,
                          .tokens = op.tokens.as<int32_t>(),
-                         .host_tokens = op.host_tokens,
-                         .workspace = sampling_workspace_},
+                         .host_tokens = op.host_tokens},
                         context_);
   }
   void mark_seen(uint32_t* seen, int64_t slot, int64_t vocab_size, const int32_t* ids,
                  int64_t count) override {
-    const size_t num_bytes = static_cast<size_t>(count) * sizeof(int32_t);
-    if (ids_.num_bytes() < num_bytes) {
-      synchronize();
-      ids_ = allocate(num_bytes);
-    }
-    copy_from_host(ids, ids_.data(), num_bytes);
-    cuda::launch_mark_seen(seen, slot, vocab_size, ids_.as<int32_t>(), count, true, context_);
+    cuda::launch_mark_seen(seen, slot, vocab_size, ids, count, true, context_);
   }
 
   void run_captured(uint64_t key, const std::function<void()>& step) override {
@@ -373,15 +372,6 @@ class CudaBackend : public Backend {
     return address < begin + num_bytes ? static_cast<int64_t>(begin + num_bytes - address) : 0;
   }
 
-  static size_t attention_bytes(const WorkspaceSpec& spec) {
-    const size_t bytes = cuda::attention_workspace_bytes(spec.max_num_seqs, spec.num_heads,
-                                                         spec.head_dim, spec.max_context_len);
-    return (bytes + 255) / 256 * 256;
-  }
-  static size_t sampling_bytes(const WorkspaceSpec& spec) {
-    return cuda::sample_workspace_bytes(spec.max_num_logits, spec.vocab_size);
-  }
-
   int device_;
   std::string name_;
   int capability_ = 0;
@@ -391,9 +381,7 @@ class CudaBackend : public Backend {
   cuda::LaunchContext context_;
   cuda::HostToDevice host_to_device_;
   Buffer stage_;      // unpacked weights on their way
-  Buffer ids_;        // of mark_seen
-  Buffer workspace_;  // attention's, then sampling's
-  void* sampling_workspace_ = nullptr;
+  Buffer workspace_;  // attention's
   GraphCache graphs_;
   std::array<cudaEvent_t, kNumEvents> events_{};
   int64_t next_event_ = 0;

@@ -288,25 +288,33 @@ void ModelRunner::score_prompts(const Batch& batch, std::span<const SampleReques
   }
 }
 
-void ModelRunner::prepare_seen(std::span<const SampleRequest> requests) {
-  const bool is_needed = std::any_of(requests.begin(), requests.end(), [](const auto& r) {
-    return r.params->repetition_penalty != 1.0f;
-  });
+void ModelRunner::prepare_seen(std::span<const SampleRequest> requests, Step& step) {
+  const auto has_penalty = [](const SampleRequest& r) {
+    return r.params->repetition_penalty != 1.0f && !is_chosen_by_host(*r.params);
+  };
+  if (std::none_of(requests.begin(), requests.end(), has_penalty)) return;
   const int64_t vocab_size = model_.config().vocab_size;
-  if (is_needed && seen_.data() == nullptr) {
+  if (seen_.data() == nullptr) {
     seen_ = backend_->allocate(static_cast<size_t>(max_batch_size_ * ceil_div(vocab_size, 32)) *
                                sizeof(uint32_t));
   }
+  if (step.prompts.data() == nullptr) {
+    step.prompts = backend_->allocate_host(static_cast<size_t>(max_batch_size_ * max_seq_len_) *
+                                           sizeof(int32_t));
+  }
+  auto* ids = step.prompts.as<int32_t>();
   for (const SampleRequest& r : requests) {
-    if (r.params->repetition_penalty == 1.0f || !r.is_first_output) continue;
-    backend_->mark_seen(seen_.as<uint32_t>(), r.slot, vocab_size, r.history.data(),
+    if (!has_penalty(r) || !r.is_first_output) continue;
+    std::copy(r.history.begin(), r.history.end(), ids);
+    backend_->mark_seen(seen_.as<uint32_t>(), r.slot, vocab_size, ids,
                         static_cast<int64_t>(r.history.size()));
+    ids += r.history.size();
   }
 }
 
 void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleRequest> requests,
                                    Step& step) {
-  prepare_seen(requests);
+  prepare_seen(requests, step);
   std::vector<RowSampling> sampling(requests.size());
   bool is_greedy = true;
   bool has_penalty = false;

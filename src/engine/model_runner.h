@@ -88,6 +88,7 @@ class ModelRunner : public StepRunner {
   struct Step {
     std::vector<StepOutput> outputs;
     Buffer device_tokens;     // pinned, written by the device
+    Buffer prompts;           // pinned, tokens to mark in seen_; as long as that
     bool is_waiting = false;  // the tokens are still to be read from there
     int64_t marker = 0;
   };
@@ -109,7 +110,7 @@ class ModelRunner : public StepRunner {
   void score_output(std::span<const float> logits, const SampleRequest& request,
                     StepOutput& output);
   void score_prompts(const Batch& batch, std::span<const SampleRequest> requests, Step& step);
-  void prepare_seen(std::span<const SampleRequest> requests);
+  void prepare_seen(std::span<const SampleRequest> requests, Step& step);
 
   std::unique_ptr<Backend> backend_;
   Gpt2Model model_;

@@ -62,7 +62,6 @@ struct Batch {
     }
     const DeviceArray device_logits(logits);
     const DeviceArray device_rows(rows);
-    const DeviceArray workspace(sample_workspace_bytes(num_rows, vocab_size));
     DeviceArray tokens(static_cast<size_t>(num_rows) * 4);
     int32_t* host_tokens = nullptr;
     CARAVAN_CUDA_CHECK(
@@ -77,10 +76,14 @@ struct Batch {
     args.seen = has_seen ? seen.as<uint32_t>() : nullptr;
     args.tokens = tokens.as<int32_t>();
     args.host_tokens = host_tokens;
-    args.workspace = workspace.data();
     launch_sample(args, context);
     std::vector<int32_t> got = tokens.host<int32_t>();
-    for (int64_t i = 0; i < num_rows; ++i) EXPECT_EQ(host_tokens[i], got[static_cast<size_t>(i)]);
+    // Where there is no token the host is told and the device has the harmless 0.
+    for (int64_t i = 0; i < num_rows; ++i) {
+      int32_t& token = got[static_cast<size_t>(i)];
+      EXPECT_EQ(token, std::max(host_tokens[i], 0)) << "row " << i;
+      token = host_tokens[i];
+    }
     CARAVAN_CUDA_CHECK(cudaFreeHost(host_tokens));
     if (has_seen) check_seen(seen.host<uint32_t>(), rows, got);
     return got;
@@ -93,7 +96,7 @@ struct Batch {
     for (size_t i = 0; i < rows.size(); ++i) {
       std::vector<uint32_t> wanted(static_cast<size_t>(num_words), 0);
       std::vector<int32_t> ids = histories[i];
-      ids.push_back(chosen[i]);
+      if (chosen[i] != kNoToken) ids.push_back(chosen[i]);
       for (const int32_t id : ids) wanted[static_cast<size_t>(id / 32)] |= 1u << (id % 32);
       ASSERT_TRUE(
           std::equal(wanted.begin(), wanted.end(), seen.begin() + rows[i].history_slot * num_words))
@@ -236,36 +239,81 @@ TEST(SamplingTest, EqualLogitsGoByLowerId) {
   }
 }
 
-TEST(SamplingTest, OneTokenLeftAndNumbersThatAreNone) {
+TEST(SamplingTest, OneTokenLeft) {
   const LaunchContext context = context_of_this_code();
   for (const bool is_sampled : {false, true}) {
-    for (const int64_t vocab_size : {7, 50257}) {
-      Batch batch(8, vocab_size, vocab_size);
+    for (const int64_t vocab_size : {7, 50257, 100003}) {
+      Batch batch(4, vocab_size, vocab_size);
       const auto last = static_cast<size_t>(vocab_size - 1);
-      for (int64_t i = 0; i < 8; ++i) {
-        const float filler = i % 2 == 0 ? -kInfinity : NAN;
-        std::fill(batch.row(i).begin(), batch.row(i).end(), filler);
+      for (int64_t i = 0; i < batch.num_rows; ++i) {
+        std::fill(batch.row(i).begin(), batch.row(i).end(), -kInfinity);
         SamplingParams& p = batch.params[static_cast<size_t>(i)];
         p.temperature = is_sampled ? 1.0f : 0.0f;
-        p.top_p = i < 4 ? 1.0f : 0.9f;
-        p.top_k = i < 6 ? 0 : 5;
+        p.top_p = i < 2 ? 1.0f : 0.9f;
+        p.top_k = i < 3 ? 0 : 5;
         p.seed = static_cast<uint64_t>(i);
       }
       batch.row(0)[3] = -1e30f;
       batch.row(1)[last] = -3.0f;
-      batch.row(2)[5] = kInfinity;
-      batch.row(2)[last] = kInfinity;
-      batch.row(3)[4] = 2.0f;
-      batch.row(4)[6] = 0.0f;
-      batch.row(5)[0] = -kInfinity;
-      batch.row(5)[2] = -kInfinity;
-      batch.row(6)[last] = 7.0f;
-      const std::vector<int32_t> wanted{3, static_cast<int32_t>(last), 5, 4, 6,
-                                        0, static_cast<int32_t>(last), 0};
+      batch.row(2)[6] = 0.0f;
+      batch.row(3)[last] = 7.0f;
+      const auto end = static_cast<int32_t>(last);
+      const std::vector<int32_t> wanted{3, end, 6, end};
       EXPECT_EQ(batch.sample_on_device(context), wanted);
+      EXPECT_EQ(batch.sample_on_host(), wanted);
       if (!is_sampled) {
         EXPECT_EQ(batch.sample_on_device(context, true, false), wanted);
       }
+    }
+  }
+}
+
+// One number that is none, at every place where a thread, a warp, a part of the row or its tail
+// begins or ends; the rows beside it are not touched by it.
+TEST(SamplingTest, RowsThatAreNotFiniteHaveNoToken) {
+  const LaunchContext context = context_of_this_code();
+  for (const int64_t vocab_size : {1, 7, 1023, 50257, 50258, 100003}) {
+    std::vector<int64_t> places;
+    for (const int64_t place : {int64_t{0}, int64_t{1}, int64_t{3}, int64_t{4}, int64_t{127},
+                                int64_t{4095}, int64_t{4096}, int64_t{6283}, int64_t{6284},
+                                int64_t{16384}, int64_t{50256}, vocab_size / 2, vocab_size - 1}) {
+      if (place < vocab_size) places.push_back(place);
+    }
+    const float bad[] = {NAN, -NAN, kInfinity};
+    // Three rows a place, one that is -infinity throughout, and good ones between.
+    const auto num_rows = static_cast<int64_t>(2 * (places.size() * 3 + 1));
+    Batch batch(num_rows, vocab_size, vocab_size + 3);
+    batch.randomize(static_cast<uint64_t>(vocab_size));
+    for (int64_t i = 0; i < num_rows; i += 2) {
+      const auto at = static_cast<size_t>(i / 2);
+      if (at == places.size() * 3) {
+        std::fill(batch.row(i).begin(), batch.row(i).end(), -kInfinity);
+      } else {
+        batch.row(i)[static_cast<size_t>(places[at / 3])] = bad[at % 3];
+      }
+    }
+    const auto check = [&](const std::vector<int32_t>& got, const char* what) {
+      const std::vector<int32_t> wanted = batch.sample_on_host();
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_EQ(wanted[i] == kNoToken, i % 2 == 0) << "host, row " << i;
+        EXPECT_EQ(got[i] == kNoToken, i % 2 == 0)
+            << what << ", vocab " << vocab_size << ", row " << i << ": " << got[i];
+      }
+    };
+    check(batch.sample_on_device(context), "sampled");
+    for (SamplingParams& p : batch.params) p = {};
+    check(batch.sample_on_device(context), "greedy rows");
+    check(batch.sample_on_device(context, true, true), "argmax");
+    check(batch.sample_on_device(context, true, false), "argmax, nothing seen");
+    Batch few(2, vocab_size, vocab_size + 3);  // few rows: the kernel with several blocks a row
+    for (int64_t first = 0; first < num_rows; first += 2) {
+      for (int64_t i = 0; i < 2; ++i) {
+        const auto from = batch.row(first + i);
+        std::copy(from.begin(), from.end(), few.row(i).begin());
+      }
+      const std::vector<int32_t> got = few.sample_on_device(context, true, false);
+      EXPECT_EQ(got[0], kNoToken) << "vocab " << vocab_size << ", row " << first;
+      EXPECT_EQ(got[1], argmax(few.row(1)));
     }
   }
 }

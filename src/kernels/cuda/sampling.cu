@@ -47,13 +47,14 @@ __device__ __forceinline__ uint64_t block_max(uint64_t v, uint64_t* scratch) {
   return warp_max(scratch[threadIdx.x % (kThreads / 32)]);
 }
 
+/// id < 0: there is no token. The host is told, the next step finds a harmless one.
 __device__ __forceinline__ void finish_row(const SampleArgs& p, int64_t row, int id) {
-  p.tokens[row] = id;
+  p.tokens[row] = max(id, 0);
   if (p.host_tokens != nullptr) {
     *static_cast<volatile int32_t*>(p.host_tokens + row) = id;
     __threadfence_system();
   }
-  if (p.seen != nullptr) {
+  if (p.seen != nullptr && id >= 0) {
     const int64_t num_words = (p.vocab_size + 31) / 32;
     atomicOr(p.seen + p.rows[row].history_slot * num_words + id / 32, 1u << (id % 32));
   }
@@ -61,13 +62,24 @@ __device__ __forceinline__ void finish_row(const SampleArgs& p, int64_t row, int
 
 // ---- greedy ----
 
+/// As ordered_key(), but NaN above +infinity: the maximum then tells whether the row is finite.
+__device__ __forceinline__ uint32_t checked_key(float v) { return v != v ? ~0u : ordered_key(v); }
+constexpr uint32_t kKeyOfInfinity = 0xff800000u;
+constexpr uint32_t kKeyOfMinusInfinity = 0x007fffffu;
+
+/// The id of the row's largest rank of checked_key(), kNoToken when it is not that of a number.
+__device__ __forceinline__ int finite_id(uint64_t best) {
+  const auto key = static_cast<uint32_t>(best >> 32);
+  return key > kKeyOfMinusInfinity && key < kKeyOfInfinity ? rank_id(best) : kNoToken;
+}
+
 /// The thread's largest rank among the row's logits number begin ... end - 1.
 template <int kThreads>
 __device__ __forceinline__ uint64_t best_of(const float* __restrict__ logits, int begin, int end) {
   uint32_t best_key = 0;
   int best_id = begin;
   const auto take = [&](float v, int id) {
-    const uint32_t key = ordered_key(v);
+    const uint32_t key = checked_key(v);
     if (key > best_key) {  // ids grow: the lowest stays
       best_key = key;
       best_id = id;
@@ -115,7 +127,7 @@ __global__ void __launch_bounds__(kArgmaxThreads) sample_argmax_kernel(const Sam
   const uint64_t best = block_max<kArgmaxThreads>(
       best_of<kArgmaxThreads>(p.logits + row * p.logits_stride, 0, static_cast<int>(p.vocab_size)),
       scratch);
-  if (threadIdx.x == 0) finish_row(p, row, best >> 32 == 0 ? 0 : rank_id(best));
+  if (threadIdx.x == 0) finish_row(p, row, finite_id(best));
 }
 
 /// Few rows: eight blocks a row. One multiprocessor takes about 2 us to read 200 KB from L2.
@@ -149,7 +161,7 @@ __global__ void CARAVAN_CLUSTER_DIMS __launch_bounds__(kClusterThreads)
   cluster_sync();
   if (rank == 0 && threadIdx.x < 32) {
     const uint64_t whole = warp_max(best_of_block[threadIdx.x % kClusterBlocks]);
-    if (threadIdx.x == 0) finish_row(p, row, whole >> 32 == 0 ? 0 : rank_id(whole));
+    if (threadIdx.x == 0) finish_row(p, row, finite_id(whole));
   }
 #else
   (void)p;
@@ -466,6 +478,8 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
   // The values, the first of the greatest and the least number.
   float most = -INFINITY, least = INFINITY;
   int best_id = -1;
+  bool is_bad = false;  // NaN or +infinity among the logits as they came
+  const auto check = [&](float logit) { is_bad |= !(logit < INFINITY); };
   const auto take = [&](int id, float v) {
     if (v > most) {
       most = v;
@@ -479,6 +493,10 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
 #pragma unroll 4
     for (int i = thread; i < num_fours; i += kThreads) {
       float4 v = reinterpret_cast<const float4*>(row.logits)[i];
+      check(v.x);
+      check(v.y);
+      check(v.z);
+      check(v.w);
       v.x = row.adjusted(v.x, i * 4);
       v.y = row.adjusted(v.y, i * 4 + 1);
       v.z = row.adjusted(v.z, i * 4 + 2);
@@ -490,31 +508,33 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
       take(i * 4 + 3, v.w);
     }
     for (int id = num_fours * 4 + thread; id < row.vocab_size; id += kThreads) {
+      check(row.logits[id]);
       shared->values[id] = row.adjusted(row.logits[id], id);
       take(id, shared->values[id]);
     }
   } else {
     for (int id = thread; id < row.vocab_size; id += kThreads) {
+      check(row.logits[id]);
       const float v = row.adjusted(row.logits[id], id);
       if (kIsStaged) shared->values[id] = v;
       take(id, v);
     }
   }
-  const uint64_t best =
-      block_max<kThreads>(best_id < 0 ? 0 : rank_of(most, best_id), shared->scratch[0]);
+  constexpr uint64_t kBad = ~uint64_t{0};  // above every rank
+  const uint64_t best = block_max<kThreads>(is_bad        ? kBad
+                                            : best_id < 0 ? 0
+                                                          : rank_of(most, best_id),
+                                            shared->scratch[0]);
   const uint32_t least_key = __reduce_min_sync(~0u, ordered_key(least));
   if (lane == 0) shared->scratch[1][thread / 32] = least_key;
   __syncthreads();
   least = key_value(__reduce_min_sync(~0u, static_cast<uint32_t>(shared->scratch[1][lane])));
-  if (best == 0) {  // nothing above -infinity: the first that is not NaN
-    uint64_t rank = 0;
-    row.for_each([&](int id, float v) { rank = max(rank, v == v ? rank_of(v, id) : 0); });
-    rank = block_max<kThreads>(rank, shared->scratch[0]);
-    if (thread == 0) finish_row(p, row_index, rank == 0 ? 0 : rank_id(rank));
+  if (best == kBad || best == 0) {  // 0: nothing above -infinity
+    if (thread == 0) finish_row(p, row_index, kNoToken);
     return;
   }
   row.max_value = key_value(static_cast<uint32_t>(best >> 32));
-  // Infinity has no softmax: the first infinity.
+  // A division that overflows: infinity has no softmax, the first infinity it is.
   if (sampling.temperature == 0.0f || sampling.top_k == 1 || row.max_value == INFINITY) {
     if (thread == 0) finish_row(p, row_index, rank_id(best));
     return;
@@ -675,8 +695,6 @@ void launch_sample(const SampleArgs& args, const LaunchContext& context) {
            args);
   }
 }
-
-size_t sample_workspace_bytes(int64_t /*max_num_rows*/, int64_t /*vocab_size*/) { return 0; }
 
 void launch_mark_seen(uint32_t* seen, int64_t slot, int64_t vocab_size, const int32_t* ids,
                       int64_t count, bool clear_first, const LaunchContext& context) {

@@ -19,6 +19,9 @@ struct RowSampling {
   int32_t padding = 0;
 };
 
+/// In host_tokens: the row cannot be sampled.
+constexpr int32_t kNoToken = -1;
+
 struct SampleArgs {
   int64_t num_rows = 0;
   int64_t vocab_size = 0;
@@ -30,15 +33,15 @@ struct SampleArgs {
                                       // the chosen token's bit is set. null: nobody uses a penalty
   int32_t* tokens = nullptr;          // [num_rows], device: the chosen ids
   int32_t* host_tokens = nullptr;     // [num_rows], mapped pinned memory, or null
-  void* workspace = nullptr;          // sample_workspace_bytes(...); null if that is 0
 };
 /// Same choice as Sampler::sample (src/sampling) up to rounding of the probabilities: repetition
-/// penalty, temperature, top-k, top-p, one draw. NaN logits lose against every number. A row's
-/// token does not depend on the other rows. Requires: vocab_size <= 2^19.
+/// penalty, temperature, top-k, top-p, one draw. A row with a NaN, +infinity or nothing above
+/// -infinity gives token 0 and host token kNoToken. A row's token does not depend on the other
+/// rows. Requires: vocab_size <= 2^19.
 void launch_sample(const SampleArgs& args, const LaunchContext& context);
-size_t sample_workspace_bytes(int64_t max_num_rows, int64_t vocab_size);
 
-/// Sets the bits of `ids` in row `slot` of seen (clear_first: after clearing the row).
+/// Sets the bits of `ids`, in device or mapped host memory, in row `slot` of seen (clear_first:
+/// after clearing the row).
 void launch_mark_seen(uint32_t* seen, int64_t slot, int64_t vocab_size, const int32_t* ids,
                       int64_t count, bool clear_first, const LaunchContext& context);
 
