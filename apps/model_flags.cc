@@ -4,7 +4,6 @@
 
 #include "convert/byte_size.h"
 #include "convert/engine_builder.h"
-#include "convert/memory_plan.h"
 #include "core/error.h"
 
 namespace caravan {
@@ -59,12 +58,8 @@ std::optional<DType> kv_dtype_flag(const std::string& text, const char* flag) {
   return dtype;
 }
 
-void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunnerOptions& options) {
-  const std::unique_ptr<Backend> backend = create_backend(flags.backend());
-  std::optional<int64_t> available = backend->available_bytes();
-  if (!available) available = available_memory_bytes();
-  if (flags.memory != "auto") available = parse_byte_size(flags.memory, "--memory");
-  if (!available) return;
+MemoryPlan runner_plan(const ModelDir& dir, const ModelFlags& flags, const Backend& backend,
+                       const ModelRunnerOptions& options) {
   BuildConfig build = dir.build.value_or(BuildConfig{});
   if (!dir.build) build.dtype = default_engine_dtype(dir);
   if (flags.device.starts_with("cuda")) build.target = "sm_90";  // its layouts, of all GPUs
@@ -75,11 +70,20 @@ void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunne
   build.max_output_len = 1;
   build.max_input_len = std::max<int64_t>(1, options.max_seq_len - 1);
   const int64_t workspace =
-      ModelRunner::workspace_bytes(dir.config, *backend, step_limits(options), build.dtype);
-  check_fits(make_memory_plan(dir.config, dir.has_own_head, build,
-                              {.kv_block_size = backend->kv_block_size(),
-                               .workspace_bytes = [&](const BuildConfig&) { return workspace; }}),
-             *available);
+      ModelRunner::workspace_bytes(dir.config, backend, step_limits(options), build.dtype);
+  return make_memory_plan(dir.config, dir.has_own_head, build,
+                          {.kv_block_size = backend.kv_block_size(),
+                           .workspace_bytes = [&](const BuildConfig&) { return workspace; },
+                           .kv_num_blocks = options.num_kv_blocks});
+}
+
+void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunnerOptions& options) {
+  const std::unique_ptr<Backend> backend = create_backend(flags.backend());
+  std::optional<int64_t> available = backend->available_bytes();
+  if (!available) available = available_memory_bytes();
+  if (flags.memory != "auto") available = parse_byte_size(flags.memory, "--memory");
+  if (!available) return;
+  check_fits(runner_plan(dir, flags, *backend, options), *available);
 }
 
 }  // namespace caravan

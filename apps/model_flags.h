@@ -5,6 +5,7 @@
 
 #include "backend/create_backend.h"
 #include "caravan/llm.h"
+#include "convert/memory_plan.h"
 #include "engine/model_runner.h"
 #include "format/model_dir.h"
 
@@ -30,6 +31,11 @@ struct ModelFlags {
             .cuda_kernels = cuda_kernels};
   }
 };
+
+/// The memory of a ModelRunner on `backend`, made with the dtypes of `flags` and the sizes of
+/// `options`: for what is loaded, as it will be allocated.
+MemoryPlan runner_plan(const ModelDir& dir, const ModelFlags& flags, const Backend& backend,
+                       const ModelRunnerOptions& options);
 
 /// Refuses, before anything large is allocated, what does not fit in memory, with the figures of
 /// `caravan plan`. The dtypes are those of `flags`, the sizes those of `options`.

@@ -5,6 +5,7 @@
 
 #include "apps/build_flags.h"
 #include "apps/commands.h"
+#include "apps/kv_cache_flags.h"
 #include "apps/kv_calibration_flags.h"
 #include "backend/create_backend.h"
 #include "convert/byte_size.h"
@@ -18,6 +19,7 @@ namespace {
 struct Flags {
   BuildFlags build;
   KvCalibrationFlags calibration;
+  KvCacheFlags kv_cache;
   bool is_json = false;
 };
 
@@ -63,6 +65,36 @@ void print_calibration(const CalibrationPlan& plan) {
   row("calibration", plan.bytes.total(), "");
 }
 
+/// The cache of a server with the limits of `plan`; nullopt where that depends on the GPU it will
+/// run on, whose memory --memory tells, or where not even one sequence fits.
+std::optional<KvCacheSize> serve_kv_cache(const Flags& flags, const MemoryPlan& plan,
+                                          std::optional<int64_t> available) {
+  if (is_gpu_target(plan.build.target) && !available && !flags.kv_cache.wanted_bytes()) {
+    return std::nullopt;
+  }
+  KvCacheBudget budget =
+      kv_cache_budget(flags.kv_cache, plan, plan.build.max_input_len + plan.build.max_output_len);
+  budget.available_bytes = available;
+  if (is_gpu_target(plan.build.target)) budget.device_total_bytes = available;
+  const int64_t one_sequence =
+      ceil_div(budget.max_seq_len, budget.block_size) * budget.block_bytes + budget.scale_bytes;
+  const auto share = budget.memory_utilization * static_cast<double>(available.value_or(0));
+  if (budget.device_total_bytes && !budget.wanted_bytes &&
+      static_cast<double>(plan.weights_bytes + plan.workspace_bytes + one_sequence) > share) {
+    return std::nullopt;  // the plan says so already
+  }
+  return choose_kv_cache_size(budget);
+}
+
+void print_serve_kv_cache(const KvCacheSize& size, const MemoryPlan& plan) {
+  const int64_t blocks_per_seq =
+      ceil_div(plan.build.max_input_len + plan.build.max_output_len, plan.kv_block_size);
+  fmt::print("KV cache of `serve`: {}: {} blocks, {} tokens, {} such sequences\n",
+             format_bytes(size.num_bytes), group_digits(size.num_blocks),
+             group_digits(size.num_blocks * plan.kv_block_size),
+             group_digits(size.num_blocks / blocks_per_seq));
+}
+
 void run_plan(const Flags& flags) {
   const ModelDir dir = open_model_dir(flags.build.model);
   const BuildConfig build = flags.build.resolve(dir);
@@ -75,6 +107,7 @@ void run_plan(const Flags& flags) {
   if (available) limits = largest_limits(dir.config, own_head, build, inputs, *available);
   if (!flags.is_json) {
     print_text(plan, available, limits);
+    if (const auto size = serve_kv_cache(flags, plan, available)) print_serve_kv_cache(*size, plan);
     if (flags.calibration.is_wanted()) {
       print_calibration(plan_calibration(flags, dir, build));
     }
@@ -89,6 +122,9 @@ void run_plan(const Flags& flags) {
                            {"statistics_bytes", calibration.bytes.statistics},
                            {"program_bytes", calibration.bytes.program},
                            {"total_bytes", calibration.bytes.total()}};
+  }
+  if (const auto size = serve_kv_cache(flags, plan, available)) {
+    json["serve"] = {{"kv_num_blocks", size->num_blocks}, {"kv_bytes", size->num_bytes}};
   }
   json["build"] = build_config_to_json(build);
   if (available) {
@@ -111,6 +147,7 @@ void add_plan_command(CLI::App& app) {
       "`build` and `run` refuse with the same figures when the plan does not fit.");
   flags->build.add_to(*command);
   flags->calibration.add_to(*command);
+  flags->kv_cache.add_to(*command);
   command->add_flag("--json", flags->is_json, "Print JSON");
   command->callback([flags] { run_plan(*flags); });
 }

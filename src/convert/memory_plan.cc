@@ -151,9 +151,13 @@ MemoryPlan make_memory_plan(const ModelConfig& config, bool has_own_head, const 
   }
   const auto kv_size = static_cast<int64_t>(dtype_size(build.kv_cache_dtype));
   plan.kv_block_size = inputs.kv_block_size;
-  plan.kv_num_blocks = checked_mul(
-      build.max_batch_size,
-      ceil_div(build.max_input_len + build.max_output_len, plan.kv_block_size), "KV cache blocks");
+  plan.kv_num_blocks = inputs.kv_num_blocks;
+  if (plan.kv_num_blocks == 0) {
+    plan.kv_num_blocks =
+        checked_mul(build.max_batch_size,
+                    ceil_div(build.max_input_len + build.max_output_len, plan.kv_block_size),
+                    "KV cache blocks");
+  }
   plan.kv_bytes_per_token = checked_mul(
       checked_mul(2 * config.num_layers, config.hidden_size, "KV cache"), kv_size, "KV cache");
   plan.kv_bytes = checked_mul(checked_mul(plan.kv_num_blocks, plan.kv_block_size, "KV cache"),

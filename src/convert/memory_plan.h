@@ -39,6 +39,7 @@ struct PlanInputs {
   /// Bytes of the backend's workspace and of the activations for these limits; null counts as 0.
   /// It must not shrink when a limit grows.
   std::function<int64_t(const BuildConfig& build)> workspace_bytes;
+  int64_t kv_num_blocks = 0;  // of a cache of given size; 0: as the limits want
 };
 
 /// Every byte that an engine of these limits holds in memory. Exact: the same figures are
@@ -54,7 +55,8 @@ struct MemoryPlan {
   int64_t weights_bytes = 0;   // sum of weights
   int64_t padding_bytes = 0;   // of them: zeros that round matrices up to whole panels
   int64_t kv_block_size = 0;   // tokens
-  int64_t kv_num_blocks = 0;   // max_batch_size * ceil((max_input_len + max_output_len) / block)
+  /// As given, else max_batch_size * ceil((max_input_len + max_output_len) / block).
+  int64_t kv_num_blocks = 0;
   int64_t kv_bytes_per_token = 0;  // all layers
   int64_t kv_scale_bytes = 0;      // of a quantized cache: 2 * num_layers * num_heads floats
   int64_t kv_bytes = 0;  // kv_num_blocks * kv_block_size * kv_bytes_per_token + kv_scale_bytes
