@@ -1,5 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cstdio>
 #include <memory>
 #include <numeric>
@@ -15,6 +16,7 @@
 #include "engine/prompt_template.h"
 #include "format/model_dir.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/utf8.h"
 
 namespace caravan {
 
@@ -29,6 +31,7 @@ struct RunFlags {
   std::string input_text;
   std::string truncate = "none";
   SamplingParams sampling;
+  std::vector<std::string> logit_bias;
   int num_return = 1;
   int64_t max_batch_size = 8;
   bool is_json = false;
@@ -97,7 +100,56 @@ Prompt fit(std::vector<int32_t> ids, int64_t limit, const RunFlags& flags) {
   return prompt;
 }
 
-boost::json::object to_json(const Completion& completion, int64_t num_dropped) {
+/// "50256:-100" -> {50256, -100}.
+std::pair<int32_t, float> parse_logit_bias(const std::string& text) {
+  std::pair<int32_t, float> bias;
+  const char* end = text.data() + text.size();
+  const auto id = std::from_chars(text.data(), end, bias.first);
+  bool is_good = id.ec == std::errc() && id.ptr != end && *id.ptr == ':';
+  if (is_good) {
+    const auto value = std::from_chars(id.ptr + 1, end, bias.second);
+    is_good = value.ec == std::errc() && value.ptr == end;
+  }
+  CARAVAN_CHECK(is_good, "--logit-bias {}: expected ID:BIAS, such as 50256:-100", printable(text));
+  return bias;
+}
+
+const char* finish_reason_name(FinishReason reason) {
+  switch (reason) {
+    case FinishReason::kStop:
+      return "stop";
+    case FinishReason::kError:
+      return "error";
+    default:
+      return "length";
+  }
+}
+
+boost::json::object logprob_json(const Llm& llm, const TokenLogprob& token) {
+  // JSON has no infinity: the least number stands for a probability of zero, as in vLLM's answers.
+  constexpr float kLeast = -9999.0f;
+  std::string text;  // a token may be part of a character
+  append_sanitized_utf8(llm.decode({token.token_id}), true, text);
+  return {{"id", token.token_id},
+          {"token", std::move(text)},
+          {"logprob", std::max(token.logprob, kLeast)},
+          {"rank", token.rank}};
+}
+
+boost::json::array logprobs_json(const Llm& llm, const std::vector<ScoredToken>& tokens) {
+  boost::json::array rows;
+  for (const ScoredToken& token : tokens) {
+    if (!token.logprob) continue;
+    boost::json::object row = logprob_json(llm, *token.logprob);
+    boost::json::array top;
+    for (const TokenLogprob& other : token.top_logprobs) top.push_back(logprob_json(llm, other));
+    row["top"] = std::move(top);
+    rows.push_back(std::move(row));
+  }
+  return rows;
+}
+
+boost::json::object to_json(const Llm& llm, const Completion& completion, int64_t num_dropped) {
   const RequestTimings& t = completion.timings;
   const double seconds = t.decode_ms / 1000;
   boost::json::object timings{
@@ -108,12 +160,14 @@ boost::json::object to_json(const Completion& completion, int64_t num_dropped) {
       {"predicted_ms", t.decode_ms},
       {"predicted_per_second",
        seconds > 0 ? static_cast<double>(t.num_output_tokens - 1) / seconds : 0.0}};
-  boost::json::object row{
-      {"prompt_ids", boost::json::value_from(completion.prompt_ids)},
-      {"output_ids", boost::json::value_from(completion.output_ids)},
-      {"text", completion.text},
-      {"finish_reason", completion.finish_reason == FinishReason::kStop ? "stop" : "length"},
-      {"timings", std::move(timings)}};
+  boost::json::object row{{"prompt_ids", boost::json::value_from(completion.prompt_ids)},
+                          {"output_ids", boost::json::value_from(completion.output_ids)},
+                          {"text", completion.text},
+                          {"finish_reason", finish_reason_name(completion.finish_reason)},
+                          {"timings", std::move(timings)}};
+  if (!completion.output_logprobs.empty()) {
+    row["logprobs"] = logprobs_json(llm, completion.output_logprobs);
+  }
   if (num_dropped > 0) row["prompt_tokens_dropped"] = num_dropped;
   return row;
 }
@@ -126,6 +180,8 @@ int64_t longest(const std::vector<Prompt>& prompts) {
 
 void run_run(const RunFlags& flags) {
   CARAVAN_CHECK(flags.num_return >= 1, "--num-return {}, expected at least 1", flags.num_return);
+  CARAVAN_CHECK(flags.sampling.num_logprobs < 0 || flags.is_json,
+                "--logprobs are part of the JSON output: add --json");
   const ModelDir dir = open_model_dir(flags.model.model);
   const int64_t limit = ModelRunner::sequence_limit(dir, 0);
   const std::vector<std::string> texts = read_prompts(flags);
@@ -155,12 +211,16 @@ void run_run(const RunFlags& flags) {
                 .max_batch_size = options.max_batch_size});
   Llm llm = LlmOpener::open(options, dir, std::move(tokenizer));
 
+  SamplingParams sampling = flags.sampling;
+  for (const std::string& bias : flags.logit_bias) {
+    sampling.logit_bias.push_back(parse_logit_bias(bias));
+  }
   std::vector<std::vector<int32_t>> requests;
   std::vector<SamplingParams> params;
   for (const Prompt& prompt : prompts) {
     for (int i = 0; i < flags.num_return; ++i) {
       requests.push_back(prompt.ids);
-      params.push_back(flags.sampling);
+      params.push_back(sampling);
       params.back().seed += static_cast<uint64_t>(i);
     }
   }
@@ -172,11 +232,15 @@ void run_run(const RunFlags& flags) {
         std::fflush(stdout);
       });
   for (size_t i = 0; i < completions.size(); ++i) {
+    if (completions[i].finish_reason == FinishReason::kError) {
+      log_warning("completion {} ended after {} tokens: the model's logits are not finite", i,
+                  completions[i].output_ids.size());
+    }
     if (flags.is_json) {
       const size_t prompt = i / static_cast<size_t>(flags.num_return);
-      std::printf(
-          "%s\n",
-          boost::json::serialize(to_json(completions[i], prompts[prompt].num_dropped)).c_str());
+      std::printf("%s\n",
+                  boost::json::serialize(to_json(llm, completions[i], prompts[prompt].num_dropped))
+                      .c_str());
     } else if (streams) {
       std::printf("\n");
     } else {
@@ -209,6 +273,10 @@ void add_run_command(CLI::App& app) {
       ->add_option("--max-output-len,--max_output_len,-n", flags->sampling.max_output_len,
                    "Most tokens to write")
       ->capture_default_str();
+  command
+      ->add_option("--min-output-len,--min_output_len", flags->sampling.min_output_len,
+                   "Tokens before which neither end of text nor a stop token is chosen")
+      ->capture_default_str();
   command->add_flag("--ignore-eos", flags->sampling.ignore_eos, "Go on past the end-of-text token");
   command
       ->add_option("--temperature", flags->sampling.temperature,
@@ -221,13 +289,38 @@ void add_run_command(CLI::App& app) {
                    "Choose among the fewest tokens whose probabilities reach P")
       ->capture_default_str();
   command
+      ->add_option("--min-p", flags->sampling.min_p,
+                   "Choose among the tokens at least P times as likely as the most likely one")
+      ->capture_default_str();
+  command
       ->add_option("--repetition-penalty", flags->sampling.repetition_penalty,
                    "Above 1: tokens that were there already become less likely")
       ->capture_default_str();
+  command
+      ->add_option("--presence-penalty", flags->sampling.presence_penalty,
+                   "Taken from the logits of tokens that the output has")
+      ->capture_default_str();
+  command
+      ->add_option("--frequency-penalty", flags->sampling.frequency_penalty,
+                   "The same, times how often the output has them")
+      ->capture_default_str();
+  command
+      ->add_option("--logit-bias", flags->logit_bias,
+                   "ID:BIAS, added to the logit of a token; may be repeated")
+      ->allow_extra_args(false);
   command->add_option("--seed", flags->sampling.seed, "Same seed and settings: same text")
       ->capture_default_str();
   command->add_option("--stop", flags->sampling.stop, "Text that ends the output; may be repeated")
       ->allow_extra_args(false);
+  command
+      ->add_option("--stop-token-id", flags->sampling.stop_token_ids,
+                   "Token that ends the output and is not part of its text; may be repeated")
+      ->allow_extra_args(false);
+  command
+      ->add_option("--logprobs", flags->sampling.num_logprobs,
+                   "With --json: log probability and rank of each token, and the K most likely "
+                   "tokens in its place; -1: none")
+      ->capture_default_str();
   command
       ->add_option("--num-return", flags->num_return,
                    "Completions of each prompt, with seeds SEED, SEED+1, ...")

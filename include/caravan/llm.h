@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "caravan/logprobs.h"
 #include "caravan/sampling_params.h"
 
 namespace caravan {
@@ -41,8 +42,10 @@ struct RequestTimings {
 struct Completion {
   std::vector<int32_t> prompt_ids;
   std::vector<int32_t> output_ids;  // the end-of-text token included when it ended the output
-  std::string text;                 // valid UTF-8; special tokens and the stop string left out
+  std::string text;  // valid UTF-8; special tokens, stop tokens and the stop string left out
   FinishReason finish_reason = FinishReason::kNone;
+  std::vector<ScoredToken> output_logprobs;  // of output_ids, with num_logprobs >= 0
+  std::vector<ScoredToken> prompt_logprobs;  // of prompt_ids, with num_prompt_logprobs >= 0
   RequestTimings timings;
 };
 

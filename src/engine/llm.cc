@@ -1,5 +1,6 @@
 #include "engine/llm_opener.h"
 
+#include <algorithm>
 #include <map>
 #include <optional>
 
@@ -144,6 +145,8 @@ std::vector<Completion> Llm::generate(const std::vector<std::vector<int32_t>>& p
   };
   const auto on_token = [&](const Sequence& sequence, int32_t token) {
     TextStream& stream = streams.at(sequence.id);
+    const std::vector<int32_t>& stops = sequence.params.stop_token_ids;
+    if (std::find(stops.begin(), stops.end(), token) != stops.end()) return true;
     show(stream, stream.stops.push(stream.detokenizer.push(token)));
     return stream.stops.found();
   };
@@ -159,6 +162,8 @@ std::vector<Completion> Llm::generate(const std::vector<std::vector<int32_t>>& p
           .output_ids = {first_output, sequence->token_ids.end()},
           .text = std::move(stream.text),
           .finish_reason = sequence->finish_reason,
+          .output_logprobs = std::move(sequence->scored),
+          .prompt_logprobs = std::move(sequence->prompt_scored),
           .timings = {.num_prompt_tokens = sequence->num_prompt_tokens,
                       .num_output_tokens = sequence->num_output_tokens(),
                       .queue_ms = milliseconds(sequence->arrival, sequence->first_step),

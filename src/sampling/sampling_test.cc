@@ -1,10 +1,16 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <map>
 #include <numeric>
+#include <optional>
+#include <string>
 
 #include "core/error.h"
+#include "core/json.h"
+#include "sampling/logprobs.h"
 #include "sampling/sampler.h"
 #include "sampling/stop_strings.h"
 
@@ -94,21 +100,276 @@ TEST(SamplerTest, DrawsDependOnSeedAndCounterOnly) {
   EXPECT_NEAR(squares / kDraws, 1.0 / 3, 0.005);
 }
 
+/// A case of tests/goldens/sampling.json.
+struct Golden {
+  std::vector<float> logits;
+  std::vector<int32_t> history;
+  int64_t num_prompt_tokens = 0;
+  SamplingParams params;
+  std::vector<int32_t> banned;
+  std::vector<std::pair<int32_t, double>> probabilities;  // most likely first
+  std::vector<int32_t> top_ids;
+  std::vector<double> top_logprobs;
+};
+
+template <typename T>
+void read_list(const boost::json::object& from, const char* name, std::vector<T>& to) {
+  if (!from.contains(name)) return;
+  for (const boost::json::value& v : from.at(name).as_array()) to.push_back(v.to_number<T>());
+}
+
+std::vector<Golden> read_goldens() {
+  const boost::json::value file =
+      parse_json_file(CARAVAN_SOURCE_DIR "/tests/goldens/sampling.json", 1 << 20);
+  std::vector<Golden> goldens;
+  for (const boost::json::value& value : file.at("cases").as_array()) {
+    const boost::json::object& from = value.as_object();
+    Golden golden;
+    read_list(from, "logits", golden.logits);
+    read_list(from, "history", golden.history);
+    read_list(from, "banned", golden.banned);
+    read_list(from, "top_ids", golden.top_ids);
+    read_list(from, "top_logprobs", golden.top_logprobs);
+    golden.num_prompt_tokens = from.at("num_prompt_tokens").as_int64();
+    SamplingParams& p = golden.params;
+    const auto set = [&](const char* name, float& field) {
+      if (from.contains(name)) field = from.at(name).to_number<float>();
+    };
+    set("temperature", p.temperature);
+    set("top_p", p.top_p);
+    set("min_p", p.min_p);
+    set("repetition_penalty", p.repetition_penalty);
+    set("presence_penalty", p.presence_penalty);
+    set("frequency_penalty", p.frequency_penalty);
+    if (from.contains("top_k")) p.top_k = from.at("top_k").to_number<int32_t>();
+    if (from.contains("logit_bias")) {
+      for (const boost::json::value& bias : from.at("logit_bias").as_array()) {
+        p.logit_bias.emplace_back(bias.at(0).to_number<int32_t>(), bias.at(1).to_number<float>());
+      }
+    }
+    for (const auto& [id, probability] : from.at("probabilities").as_object()) {
+      golden.probabilities.emplace_back(std::stoi(std::string(id)),
+                                        probability.to_number<double>());
+    }
+    std::sort(golden.probabilities.begin(), golden.probabilities.end(),
+              [](const auto& a, const auto& b) { return a.second > b.second; });
+    goldens.push_back(std::move(golden));
+  }
+  return goldens;
+}
+
+/// Where on the cumulative probabilities `draw` falls; nullopt within rounding of a boundary.
+std::optional<int32_t> expected_token(const Golden& golden, double draw) {
+  constexpr double kRounding = 1e-5;  // the goldens are float32
+  double sum = 0;
+  for (const auto& [id, probability] : golden.probabilities) {
+    sum += probability;
+    if (std::abs(draw - sum) < kRounding && id != golden.probabilities.back().first) {
+      return std::nullopt;
+    }
+    if (draw < sum) return id;
+  }
+  return golden.probabilities.back().first;
+}
+
+TEST(SamplerTest, DrawsFromTheDistributionsOfTransformers) {
+  constexpr uint64_t kDraws = 20000;
+  const std::vector<Golden> goldens = read_goldens();
+  ASSERT_EQ(goldens.size(), 26u);
+  Sampler sampler;
+  uint64_t num_compared = 0;
+  for (size_t i = 0; i < goldens.size(); ++i) {
+    const Golden& golden = goldens[i];
+    SamplingParams params = golden.params;
+    for (params.seed = 0; params.seed < kDraws; ++params.seed) {
+      const auto wanted =
+          expected_token(golden, uniform_random(params.seed, golden.history.size()));
+      if (!wanted) continue;
+      ++num_compared;
+      ASSERT_EQ(sampler.sample(golden.logits, params, golden.history, golden.num_prompt_tokens,
+                               golden.banned),
+                *wanted)
+          << "case " << i << ", seed " << params.seed;
+    }
+    // Greedy takes the first of them, whatever the steps after the temperature.
+    params.temperature = 0;
+    EXPECT_EQ(sampler.sample(golden.logits, params, golden.history, golden.num_prompt_tokens,
+                             golden.banned),
+              golden.probabilities.front().first)
+        << "case " << i;
+  }
+  EXPECT_GT(num_compared, goldens.size() * kDraws * 99 / 100);
+}
+
+TEST(SamplerTest, PenaltiesOfOneRequestLeaveNothingForTheNext) {
+  Sampler sampler;
+  for (const Golden& golden : read_goldens()) {
+    Sampler fresh;
+    for (uint64_t seed = 0; seed < 50; ++seed) {
+      SamplingParams params = golden.params;
+      params.seed = seed;
+      const auto draw = [&](Sampler& s) {
+        return s.sample(golden.logits, params, golden.history, golden.num_prompt_tokens,
+                        golden.banned);
+      };
+      EXPECT_EQ(draw(sampler), draw(fresh));
+    }
+  }
+}
+
+TEST(SamplerTest, PresenceAndFrequencyCountTheOutputAlone) {
+  Sampler sampler;
+  SamplingParams params;
+  const std::vector<float> logits{1.0f, 2.0f, 1.5f};
+  const std::vector<int32_t> history{1, 1, 1, 0};
+  params.presence_penalty = 1.0f;
+  EXPECT_EQ(sampler.sample(logits, params, history, 3), 1);  // 0 is the output: 0.0, 2.0, 1.5
+  EXPECT_EQ(sampler.sample(logits, params, history, 2), 2);  // 1 and 0: 0.0, 1.0, 1.5
+  params.presence_penalty = 0;
+  params.frequency_penalty = 0.3f;
+  EXPECT_EQ(sampler.sample(logits, params, history, 2), 1);  // once: 1.7
+  EXPECT_EQ(sampler.sample(logits, params, history, 1), 2);  // twice: 1.4
+}
+
+TEST(SamplerTest, BannedTokensAreNeverChosen) {
+  Sampler sampler;
+  SamplingParams params;
+  params.logit_bias = {{1, 1e9f}};
+  const std::vector<int32_t> best{1, 3};
+  EXPECT_EQ(sampler.sample(kLogits, params, {}, 0, best), 4);
+  params.temperature = 100;
+  for (params.seed = 0; params.seed < 2000; ++params.seed) {
+    const int32_t id = sampler.sample(kLogits, params, {}, 0, best);
+    ASSERT_TRUE(id == 0 || id == 2 || id == 4) << id;
+  }
+  const std::vector<int32_t> all{0, 1, 2, 3, 4};
+  EXPECT_EQ(sampler.sample(kLogits, params, {}, 0, all), Sampler::kNotFinite);
+}
+
+TEST(SamplerTest, ARowThatIsNotFiniteHasNoToken) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  Sampler sampler;
+  for (const float temperature : {0.0f, 1.0f}) {
+    SamplingParams params;
+    params.temperature = temperature;
+    for (size_t at = 0; at < kLogits.size(); ++at) {
+      std::vector<float> logits = kLogits;
+      for (const float bad : {NAN, -NAN, kInfinity}) {
+        logits[at] = bad;
+        EXPECT_FALSE(is_finite(logits));
+        EXPECT_EQ(sampler.sample(logits, params, {}), Sampler::kNotFinite);
+      }
+      logits[at] = -kInfinity;  // a probability of zero
+      EXPECT_TRUE(is_finite(logits));
+      EXPECT_NE(sampler.sample(logits, params, {}), static_cast<int32_t>(at));
+      std::fill(logits.begin(), logits.end(), -kInfinity);
+      EXPECT_EQ(sampler.sample(logits, params, {}), Sampler::kNotFinite);
+      logits[at] = -3.0f;
+      EXPECT_EQ(sampler.sample(logits, params, {}), static_cast<int32_t>(at));
+    }
+  }
+  SamplingParams params;  // the division overflows: no NaN comes of it
+  params.temperature = 1e-39f;
+  EXPECT_EQ(sampler.sample(kLogits, params, {}), 0);
+}
+
+TEST(LogprobsTest, AreThoseOfTransformersAndRankedByLogit) {
+  for (const Golden& golden : read_goldens()) {
+    const auto vocab_size = static_cast<int32_t>(golden.logits.size());
+    const ScoredToken best = score_token(golden.logits, golden.top_ids[0], 5);
+    ASSERT_EQ(best.top_logprobs.size(), 5u);
+    for (size_t i = 0; i < 5; ++i) {
+      EXPECT_EQ(best.top_logprobs[i].token_id, golden.top_ids[i]);
+      EXPECT_FLOAT_EQ(best.top_logprobs[i].logprob, static_cast<float>(golden.top_logprobs[i]));
+      EXPECT_EQ(best.top_logprobs[i].rank, static_cast<int32_t>(i) + 1);
+    }
+    const ScoredToken all = score_token(golden.logits, 0, vocab_size);
+    double sum = 0;
+    for (const TokenLogprob& token : all.top_logprobs) {
+      sum += std::exp(static_cast<double>(token.logprob));
+      const ScoredToken alone = score_token(golden.logits, token.token_id, 0);
+      EXPECT_EQ(alone.token_id, token.token_id);
+      EXPECT_EQ(alone.logprob->rank, token.rank);
+      EXPECT_EQ(alone.logprob->logprob, token.logprob);
+      EXPECT_TRUE(alone.top_logprobs.empty());
+    }
+    EXPECT_NEAR(sum, 1.0, 1e-6);
+  }
+}
+
+TEST(LogprobsTest, EqualLogitsRankByLowerId) {
+  const ScoredToken token = score_token(kLogits, 3, 3);  // 0.5, 2, -1, 2, 1
+  EXPECT_EQ(token.logprob->rank, 2);
+  EXPECT_EQ(token.top_logprobs[0].token_id, 1);
+  EXPECT_EQ(token.top_logprobs[1].token_id, 3);
+  EXPECT_EQ(token.top_logprobs[2].token_id, 4);
+  EXPECT_THROW(score_token(kLogits, 5, 0), Error);
+  EXPECT_THROW(score_token(kLogits, -1, 0), Error);
+  EXPECT_THROW(score_token(kLogits, 0, 6), Error);
+}
+
+TEST(LogprobsTest, LargeLogitsAndZeroProbabilitiesStayNumbers) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> logits{3e38f, -3e38f, -kInfinity, 3e38f};
+  const ScoredToken token = score_token(logits, 0, 4);
+  EXPECT_FLOAT_EQ(token.logprob->logprob, -std::log(2.0f));
+  EXPECT_EQ(token.top_logprobs[3].token_id, 2);
+  EXPECT_EQ(token.top_logprobs[3].logprob, -kInfinity);
+}
+
 TEST(SamplerTest, RefusesParametersOutsideTheirRange) {
-  const auto refused = [](auto change) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const auto refused = [](const char* what, auto change) {
     SamplingParams params;
     change(params);
-    EXPECT_THROW(validate(params, 5), Error);
+    try {
+      validate(params, 100);
+      ADD_FAILURE() << what << " was taken";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::kInvalidArgument);
+      EXPECT_NE(std::string(error.what()).find(what), std::string::npos) << error.what();
+    }
   };
-  validate({}, 5);
-  refused([](SamplingParams& p) { p.temperature = -1; });
-  refused([](SamplingParams& p) { p.temperature = NAN; });
-  refused([](SamplingParams& p) { p.top_p = 0; });
-  refused([](SamplingParams& p) { p.top_p = 1.5f; });
-  refused([](SamplingParams& p) { p.top_k = -1; });
-  refused([](SamplingParams& p) { p.repetition_penalty = 0; });
-  refused([](SamplingParams& p) { p.max_output_len = 0; });
-  refused([](SamplingParams& p) { p.stop = {""}; });
+  validate({}, 100);
+  for (const float bad : {-1.0f, 100.5f, NAN, kInfinity}) {
+    refused("temperature", [&](SamplingParams& p) { p.temperature = bad; });
+  }
+  for (const float bad : {0.0f, -0.1f, 1.5f, NAN}) {
+    refused("top_p", [&](SamplingParams& p) { p.top_p = bad; });
+  }
+  for (const float bad : {-0.1f, 1.5f, NAN}) {
+    refused("min_p", [&](SamplingParams& p) { p.min_p = bad; });
+  }
+  for (const float bad : {0.0f, -1.0f, NAN, kInfinity}) {
+    refused("repetition_penalty", [&](SamplingParams& p) { p.repetition_penalty = bad; });
+  }
+  for (const float bad : {2e9f, -2e9f, NAN, kInfinity, -kInfinity}) {
+    refused("presence_penalty", [&](SamplingParams& p) { p.presence_penalty = bad; });
+    refused("frequency_penalty", [&](SamplingParams& p) { p.frequency_penalty = bad; });
+    refused("logit_bias of token 7", [&](SamplingParams& p) { p.logit_bias = {{7, bad}}; });
+  }
+  refused("top_k", [](SamplingParams& p) { p.top_k = -1; });
+  for (const int32_t id : {-1, 100}) {
+    refused("logit_bias", [&](SamplingParams& p) { p.logit_bias = {{id, 1.0f}}; });
+    refused("stop_token_ids", [&](SamplingParams& p) { p.stop_token_ids = {5, id}; });
+  }
+  refused("token 7 twice", [](SamplingParams& p) { p.logit_bias = {{7, 1}, {8, 1}, {7, 2}}; });
+  for (const int32_t bad : {-2, 101}) {
+    refused("num_logprobs", [&](SamplingParams& p) { p.num_logprobs = bad; });
+    refused("num_prompt_logprobs", [&](SamplingParams& p) { p.num_prompt_logprobs = bad; });
+  }
+  refused("max output length", [](SamplingParams& p) { p.max_output_len = 0; });
+  refused("max output length", [](SamplingParams& p) {
+    p.max_output_len = -1;
+    p.num_prompt_logprobs = 0;
+  });
+  refused("min output length", [](SamplingParams& p) { p.min_output_len = -1; });
+  refused("min output length", [](SamplingParams& p) { p.min_output_len = p.max_output_len + 1; });
+  refused("stop string", [](SamplingParams& p) { p.stop = {"a", ""}; });
+  SamplingParams scoring;  // a prompt alone can be scored
+  scoring.max_output_len = 0;
+  scoring.num_prompt_logprobs = 3;
+  validate(scoring, 100);
 }
 
 TEST(StopStringsTest, ShowsNothingOfAStopString) {

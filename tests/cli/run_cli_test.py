@@ -122,6 +122,67 @@ def check_run_flags(check, model, directory):
     )
 
 
+def check_logprobs(check, model, prompts):
+    """Log probabilities against the goldens' logits; asking for them changes no token."""
+    prompt = prompts[0]
+    flags = ["run", "--model", model, "--dtype", "float32", "--ignore-eos", "--json", "--prompt",
+             prompt["text"], "-n", 8]
+    plain = check.json(*flags)
+    scored = check.json(*flags, "--logprobs", 20)
+    check.expect("logprobs" not in plain, "no log probabilities unless asked for")
+    check.expect(scored["output_ids"] == plain["output_ids"], "--logprobs changes the tokens")
+    rows = scored["logprobs"]
+    check.expect([row["id"] for row in rows] == scored["output_ids"], "one row a token")
+    check.expect("".join(row["token"] for row in rows) == scored["text"], "texts of the tokens")
+    check.expect(all(row["rank"] == 1 for row in rows), "greedy tokens rank first")
+    first = rows[0]["top"]
+    check.expect([top["rank"] for top in first] == list(range(1, 21)), "ranks")
+    wanted = [(top[0], top[1] - prompt["last_logsumexp"]) for top in prompt["last_top20"]]
+    for top, (token, logprob) in zip(first, wanted):
+        check.expect(top["id"] == token, f"token {top['id']}, wanted {token}")
+        check.expect(abs(top["logprob"] - logprob) < 1e-3, f"{top}, wanted {logprob}")
+    sampled = ["--temperature", 1.5, "--seed", 11]
+    check.expect(
+        check.json(*flags, *sampled, "--logprobs", 0)["output_ids"]
+        == check.json(*flags, *sampled)["output_ids"],
+        "--logprobs changes sampled tokens",
+    )
+    check.refuses(64, "add --json", "run", "--model", model, "--prompt", "a", "--logprobs", 1)
+
+
+def check_token_flags(check, model):
+    """What changes which tokens there can be."""
+    base = ["run", "--model", model, "--json", "--prompt", "Once upon a time"]
+    free = check.json(*base, "-n", 16)["output_ids"]
+    check.expect(len(set(free)) < 16, "the plain output repeats a token")
+    biased = check.json(*base, "-n", 3, "--logit-bias", "257:1000", "--logit-bias", "11:-1000")
+    check.expect(biased["output_ids"] == [257] * 3, f"--logit-bias: {biased['output_ids']}")
+    for flag in ("--presence-penalty", "--frequency-penalty"):
+        ids = check.json(*base, "-n", 16, flag, 1000)["output_ids"]
+        check.expect(len(set(ids)) == 16, f"{flag} 1000 repeats a token: {ids}")
+        check.expect(ids[0] == free[0], f"{flag} counts the prompt")
+    narrow = check.json(*base, "-n", 16, "--temperature", 2, "--min-p", 1)["output_ids"]
+    check.expect(narrow == free, "--min-p 1 leaves the most likely token")
+    stop = free[3]
+    stopped = check.json(*base, "-n", 16, "--stop-token-id", stop)
+    check.expect(stopped["output_ids"] == free[: free.index(stop) + 1], "--stop-token-id")
+    check.expect(stopped["finish_reason"] == "stop", "a stop token's reason")
+    shorter = check.json(*base, "-n", free.index(stop))
+    check.expect(stopped["text"] == shorter["text"], "a stop token is not text")
+    later = check.json(*base, "-n", 16, "--stop-token-id", stop, "--min-output-len", 8)
+    check.expect(len(later["output_ids"]) >= 9 or stop not in later["output_ids"],
+                 f"--min-output-len 8: {later['output_ids']}")
+    check.expect(stop not in later["output_ids"][:8], "no stop token before --min-output-len")
+    for bias in ("7", "7:", ":1", "7:x", "7:1x", "x:1", "7 :1"):
+        check.refuses(64, "expected ID:BIAS", *base, "--logit-bias", bias)
+    check.refuses(64, "outside the vocabulary", *base, "--logit-bias", "50258:1")
+    check.refuses(64, "names token 7 twice", *base, "--logit-bias", "7:1", "--logit-bias", "7:2")
+    check.refuses(64, "stop_token_ids", *base, "--stop-token-id", -1)
+    check.refuses(64, "min output length", *base, "-n", 4, "--min-output-len", 5)
+    check.refuses(64, "min_p", *base, "--min-p", 1.5)
+    check.refuses(64, "presence_penalty nan", *base, "--presence-penalty", "nan")
+
+
 def check_refusals(check, model, directory):
     """Wrong input ends with one line and the documented status."""
     bad = directory / "bad.jsonl"
@@ -153,6 +214,8 @@ def main():
         check_greedy(check, model, golden["prompts"], directory)
         check_score(check, model, golden["prompts"])
         check_run_flags(check, model, directory)
+        check_logprobs(check, model, golden["prompts"])
+        check_token_flags(check, model)
         check_refusals(check, model, directory)
     for failure in check.failures:
         print(failure, file=sys.stderr)
