@@ -38,6 +38,11 @@ TEST(MemoryPlan, Camel5b) {
   EXPECT_EQ(plan.kv_bytes_per_token, 393'216);
   EXPECT_EQ(plan.kv_num_blocks, 32 * 45);  // 712 tokens are 44.5 blocks of 16
   EXPECT_EQ(plan.kv_bytes, 32 * 45 * 16 * int64_t{393'216});
+  const MemoryPlan given = make_memory_plan(*synth_shape("camel-5b"), false, limits(32, 512, 200),
+                                            {.workspace_bytes = nullptr, .kv_num_blocks = 77});
+  EXPECT_EQ(given.kv_num_blocks, 77);
+  EXPECT_EQ(given.kv_bytes, 77 * 16 * int64_t{393'216});
+  EXPECT_EQ(given.weights_bytes, plan.weights_bytes);
   EXPECT_EQ(weight_bytes(plan, "wte"), int64_t{50'272} * 4096 * 2);
   EXPECT_EQ(weight_bytes(plan, "wpe"), int64_t{2048} * 4096 * 2);
   // 12 h^2 elements of matrices in float16 and 13 h of vectors in float32 a layer.
