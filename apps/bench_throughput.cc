@@ -101,7 +101,8 @@ void run_throughput(const ThroughputFlags& flags) {
                 "--prompt-len {} and --output-len {}: at most {} tokens fit", flags.prompt_len,
                 flags.output_len, limit);
   const int64_t max_batch = check_sizes("--batch-sizes", flags.batch_sizes, kMaxBatch);
-  LlmEngineOptions options{.runner = flags.bench.runner_options(), .eos_token_ids = {}};
+  LlmEngineOptions options{
+      .runner = flags.bench.runner_options(), .eos_token_ids = {}, .enable_prefix_caching = false};
   options.runner.max_seq_len = flags.prompt_len + flags.output_len;
   const int64_t step_tokens = flags.max_num_batched_tokens > 0
                                   ? flags.max_num_batched_tokens

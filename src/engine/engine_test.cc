@@ -1,9 +1,10 @@
 #include <gtest/gtest.h>
 
-#include <random>
+#include <cstring>
 #include <set>
 
 #include "core/error.h"
+#include "engine/block_hash.h"
 #include "engine/block_manager.h"
 #include "engine/prompt_template.h"
 #include "engine/scheduler.h"
@@ -12,18 +13,69 @@ namespace caravan {
 namespace {
 
 TEST(BlockManagerTest, GivesEachBlockOnceAndTakesItBackOnce) {
-  BlockManager blocks(5);
-  std::vector<int32_t> a = blocks.allocate(3);
-  std::vector<int32_t> b = blocks.allocate(2);
+  BlockManager blocks(5, 16);
+  std::vector<int32_t> a, b;
+  blocks.allocate(3, a);
+  blocks.allocate(2, b);
   std::set<int32_t> all(a.begin(), a.end());
   all.insert(b.begin(), b.end());
   EXPECT_EQ(all, (std::set<int32_t>{0, 1, 2, 3, 4}));
-  EXPECT_THROW(blocks.allocate(1), Error);
+  EXPECT_THROW(blocks.allocate(1, b), Error);
   std::vector<int32_t> copy = a;
   blocks.release(a);
   EXPECT_TRUE(a.empty());
   EXPECT_EQ(blocks.num_free(), 3);
   EXPECT_THROW(blocks.release(copy), Error);
+}
+
+// The hash of a message 00 01 02 ... under the key 00 01 ... 0f, from the reference code's table.
+TEST(BlockHashTest, IsSipHash) {
+  const HashKey key{0x0706050403020100u, 0x0f0e0d0c0b0a0908u};
+  std::vector<std::byte> message;
+  EXPECT_EQ(siphash128(key, message), (BlockHash{0xe6a825ba047f81a3u, 0x930255c71472f66du}));
+  message.push_back(std::byte{0});
+  EXPECT_EQ(siphash128(key, message), (BlockHash{0x44af996bd8c187dau, 0x45fc229b11597634u}));
+  // A block's hash is that of its parent's bytes and its tokens'.
+  const std::vector<int32_t> tokens{7, -1, 1 << 30};
+  const BlockHash parent{1, 2};
+  std::vector<std::byte> bytes(16 + 12);
+  std::memcpy(bytes.data(), &parent, 16);
+  std::memcpy(bytes.data() + 16, tokens.data(), 12);
+  EXPECT_EQ(hash_block(key, parent, tokens), siphash128(key, bytes));
+}
+
+TEST(BlockManagerTest, FindsWhatABlockHoldsUntilItIsGivenOutAgain) {
+  BlockManager blocks(4, 2);
+  const std::vector<int32_t> x{1, 2}, y{3, 4};
+  const BlockHash hx = blocks.hash({}, x), hy = blocks.hash(hx, y);
+  std::vector<int32_t> table;
+  blocks.allocate(2, table);
+  blocks.remember(table[0], hx, {}, x);
+  blocks.remember(table[1], hy, hx, y);
+  EXPECT_EQ(blocks.find(hx, {}, x), table[0]);
+  EXPECT_EQ(blocks.find(hy, hx, y), table[1]);
+  // An equal hash is not enough.
+  EXPECT_FALSE(blocks.find(hx, {}, y));
+  EXPECT_FALSE(blocks.find(hy, {}, y));
+  const int32_t first = table[0], second = table[1];
+  blocks.share(first);
+  blocks.release(table);
+  EXPECT_EQ(blocks.num_free(), 3);
+  EXPECT_EQ(blocks.num_cached(), 2);
+  std::vector<int32_t> others;
+  blocks.allocate(2, others);  // the empty ones first
+  EXPECT_EQ(blocks.num_cached(), 2);
+  blocks.share(second);
+  table = {first, second};
+  blocks.release(table);  // the end of a chain is given out before its beginning
+  blocks.allocate(1, others);
+  EXPECT_EQ(others.back(), second);
+  EXPECT_EQ(blocks.num_cached(), 1);
+  EXPECT_EQ(blocks.find(hx, {}, x), first);
+  blocks.forget(first);
+  EXPECT_FALSE(blocks.find(hx, {}, x));
+  EXPECT_EQ(blocks.num_free(), 1);
+  EXPECT_THROW(blocks.share(first), Error);
 }
 
 std::unique_ptr<Sequence> sequence(int64_t id, int64_t prompt, int64_t output) {
@@ -35,64 +87,124 @@ std::unique_ptr<Sequence> sequence(int64_t id, int64_t prompt, int64_t output) {
   return s;
 }
 
+SchedulerLimits limits(int64_t batch, int64_t tokens, int64_t num_blocks) {
+  return {.max_batch_size = batch,
+          .max_num_batched_tokens = tokens,
+          .block_size = 16,
+          .num_blocks = num_blocks};
+}
+
+// One step, with every token that comes out of it; returns the ids of those that took part.
+std::set<int64_t> run_step(Scheduler& scheduler, Batch& batch) {
+  std::set<int64_t> ids;
+  for (const Sequence* s : scheduler.running()) ids.insert(s->id);
+  for (const ScheduledRow& row : scheduler.schedule(batch)) {
+    row.sequence->token_ids.push_back(1);
+    if (row.sequence->num_output_tokens() == row.sequence->params.max_output_len) {
+      scheduler.remove(row.sequence);
+    }
+  }
+  return ids;
+}
+
 TEST(SchedulerTest, CutsAPromptIntoChunksOfTheBudget) {
-  Scheduler scheduler(
-      {.max_batch_size = 4, .max_num_batched_tokens = 8, .block_size = 16, .num_blocks = 10});
+  Scheduler scheduler(limits(4, 8, 10));
   scheduler.add(sequence(0, 20, 3));
   Batch batch(16);
   EXPECT_TRUE(scheduler.schedule(batch).empty());
   EXPECT_EQ(batch.num_tokens(), 8);
   EXPECT_TRUE(scheduler.schedule(batch).empty());
-  const std::vector<Sequence*> yields = scheduler.schedule(batch);
-  ASSERT_EQ(yields.size(), 1u);
+  EXPECT_EQ(scheduler.schedule(batch).size(), 1u);
   EXPECT_EQ(batch.num_tokens(), 4);
   EXPECT_EQ(batch.num_logits(), 1);
 }
 
 TEST(SchedulerTest, RefusesWhatCouldNeverFit) {
-  Scheduler scheduler(
-      {.max_batch_size = 1, .max_num_batched_tokens = 8, .block_size = 16, .num_blocks = 2});
+  Scheduler scheduler(limits(1, 8, 2));
   EXPECT_THROW(scheduler.add(sequence(0, 30, 3)), Error);
   scheduler.add(sequence(1, 30, 2));
 }
 
-// Random arrivals and lengths: every sequence ends, in the order of arrival for equal work, the
-// limits hold in every step, and every block comes back.
-TEST(SchedulerTest, EverySequenceEndsWithinTheLimits) {
-  for (uint32_t seed = 0; seed < 200; ++seed) {
-    std::mt19937 random(seed);
-    const auto draw = [&](int64_t low, int64_t high) {
-      return low + static_cast<int64_t>(random() % static_cast<uint64_t>(high - low + 1));
-    };
-    const SchedulerLimits limits{.max_batch_size = draw(1, 6),
-                                 .max_num_batched_tokens = draw(6, 40),
-                                 .block_size = 16,
-                                 .num_blocks = draw(6, 30)};
-    Scheduler scheduler(limits);
-    Batch batch(limits.block_size);
-    const int64_t total = draw(1, 30);
-    int64_t added = 0, finished = 0;
-    for (int step = 0; finished < total; ++step) {
-      ASSERT_LT(step, 20000) << "seed " << seed;
-      while (added < total && draw(0, 2) > 0) {
-        scheduler.add(sequence(added++, draw(1, 60), draw(1, 30)));
-      }
-      if (scheduler.is_empty()) continue;
-      const std::vector<Sequence*> yields = scheduler.schedule(batch);
-      ASSERT_GT(batch.num_tokens(), 0);
-      ASSERT_LE(batch.num_tokens(), limits.max_num_batched_tokens);
-      ASSERT_LE(scheduler.num_running(), limits.max_batch_size);
-      ASSERT_EQ(batch.num_logits(), static_cast<int64_t>(yields.size()));
-      batch.validate(2, 1000, limits.num_blocks);
-      for (Sequence* s : yields) {
-        s->token_ids.push_back(1);
-        if (s->num_output_tokens() == s->params.max_output_len) {
-          scheduler.remove(s);
-          ++finished;
-        }
-      }
+TEST(SchedulerTest, AShortPromptDoesNotWaitForALongOne) {
+  Scheduler scheduler(limits(4, 32, 100));
+  scheduler.add(sequence(0, 1000, 1));
+  Batch batch(16);
+  EXPECT_TRUE(scheduler.schedule(batch).empty());
+  scheduler.add(sequence(1, 12, 5));
+  const auto& rows = scheduler.schedule(batch);
+  ASSERT_EQ(rows.size(), 1u);
+  EXPECT_EQ(rows[0].sequence->id, 1);
+  EXPECT_EQ(batch.num_tokens(), 32);  // the long one has the rest
+}
+
+TEST(SchedulerTest, TakesBlocksAsTheyAreNeeded) {
+  Scheduler scheduler(limits(4, 32, 10));
+  scheduler.add(sequence(0, 16, 100));
+  Batch batch(16);
+  run_step(scheduler, batch);
+  EXPECT_EQ(scheduler.num_free_blocks(), 9);
+  run_step(scheduler, batch);
+  EXPECT_EQ(scheduler.num_free_blocks(), 8);
+}
+
+TEST(SchedulerTest, TheLastOfTheOrderGivesWay) {
+  Scheduler scheduler(limits(3, 96, 7));
+  Batch batch(16);
+  for (int64_t id = 0; id < 3; ++id) scheduler.add(sequence(id, 16, 64));
+  run_step(scheduler, batch);
+  EXPECT_EQ(scheduler.num_running(), 3);
+  while (scheduler.counters().num_preemptions == 0) run_step(scheduler, batch);
+  EXPECT_EQ(scheduler.find(2)->slot, -1);
+  EXPECT_EQ(scheduler.num_running(), 2);
+  EXPECT_GT(scheduler.find(2)->num_output_tokens(), 0);  // its tokens are kept
+  for (int i = 0; i < 400 && !scheduler.is_empty(); ++i) run_step(scheduler, batch);
+  EXPECT_TRUE(scheduler.is_empty());
+  EXPECT_EQ(scheduler.num_free_blocks(), 7);
+}
+
+TEST(SchedulerTest, TheSameBeginningIsComputedOnce) {
+  Scheduler scheduler(limits(4, 64, 20));
+  Batch batch(16);
+  scheduler.add(sequence(0, 40, 30));
+  run_step(scheduler, batch);
+  EXPECT_EQ(batch.num_tokens(), 40);
+  scheduler.add(sequence(1, 40, 30));
+  run_step(scheduler, batch);
+  EXPECT_EQ(batch.num_tokens(), 1 + 8);
+  EXPECT_EQ(scheduler.find(1)->num_cached_tokens, 32);
+  EXPECT_EQ(scheduler.counters().prefix_hits, 32);
+  EXPECT_EQ(scheduler.counters().prefix_queries, 80);
+  // Of a prompt that is there as a whole the last block is computed again.
+  scheduler.add(sequence(2, 32, 1));
+  run_step(scheduler, batch);
+  EXPECT_EQ(batch.num_tokens(), 1 + 1 + 16);
+  // Scoring a prompt needs all its rows.
+  auto scored = sequence(3, 40, 1);
+  scored->params.num_prompt_logprobs = 0;
+  scored->prompt_scored.resize(1);
+  scheduler.add(std::move(scored));
+  scheduler.schedule(batch);
+  EXPECT_EQ(batch.num_tokens(), 1 + 1 + 40);
+  EXPECT_EQ(batch.scored_rows().size(), 1u);
+}
+
+// A stream of requests that fills the engine for ever, and one of lower priority.
+TEST(SchedulerTest, APriorityIsAHeadStartNotAWall) {
+  for (const int32_t priority : {1, 3}) {
+    Scheduler scheduler(limits(2, 64, 20));
+    Batch batch(16);
+    auto late = sequence(0, 8, 2);
+    late->priority = priority;
+    scheduler.add(std::move(late));
+    int64_t next = 1;
+    int64_t num_steps = 0;
+    for (int i = 0; i < 8; ++i) scheduler.add(sequence(next++, 8, 4));
+    for (; scheduler.find(0) != nullptr && num_steps < 5000; ++num_steps) {
+      while (scheduler.num_waiting() < 8) scheduler.add(sequence(next++, 8, 4));
+      run_step(scheduler, batch);
     }
-    EXPECT_EQ(scheduler.num_free_blocks(), limits.num_blocks);
+    EXPECT_GT(num_steps, Scheduler::kStepsPerPriority * priority);
+    EXPECT_LT(num_steps, Scheduler::kStepsPerPriority * priority + 40);
   }
 }
 

@@ -8,13 +8,15 @@ namespace caravan {
 
 namespace {
 
-EngineLimits limits_of(const ModelRunner& runner, const ModelRunnerOptions& options) {
+EngineLimits limits_of(const ModelRunner& runner, const LlmEngineOptions& engine_options) {
+  const ModelRunnerOptions& options = engine_options.runner;
   return {.vocab_size = runner.model().config().vocab_size,
           .max_seq_len = runner.max_seq_len(),
           .scheduler = {.max_batch_size = options.max_batch_size,
                         .max_num_batched_tokens = options.max_num_batched_tokens,
                         .block_size = runner.cache().block_size(),
-                        .num_blocks = runner.cache().num_blocks()}};
+                        .num_blocks = runner.cache().num_blocks(),
+                        .enable_prefix_caching = engine_options.enable_prefix_caching}};
 }
 
 double milliseconds(Sequence::Clock::duration duration) {
@@ -29,7 +31,7 @@ LlmEngine::LlmEngine(const ModelDir& dir, std::unique_ptr<Backend> backend,
 
 LlmEngine::LlmEngine(ModelRunner runner, const LlmEngineOptions& options)
     : eos_token_ids_(options.eos_token_ids),
-      limits_(limits_of(runner, options.runner)),
+      limits_(limits_of(runner, options)),
       scheduler_(limits_.scheduler),
       batch_(limits_.scheduler.block_size) {
   auto owned = std::make_unique<ModelRunner>(std::move(runner));
@@ -90,37 +92,56 @@ int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingPa
       sequence->banned.insert(sequence->banned.end(), eos_token_ids_.begin(), eos_token_ids_.end());
     }
   }
+  if (params.num_prompt_logprobs >= 0) {
+    sequence->prompt_scored.push_back(
+        {.token_id = prompt.front(), .logprob = {}, .top_logprobs = {}});
+  }
+  sequence->needs_host = runner_->needs_host(params);
   const int64_t id = sequence->id;
   scheduler_.add(std::move(sequence));
-  if (runner_->needs_host(params)) ++num_host_requests_;
   return id;
 }
 
+bool LlmEngine::may_launch() const {
+  if (in_flight_.empty()) return true;
+  return static_cast<int>(in_flight_.size()) < runner_->max_steps_in_flight() &&
+         !scheduler_.wants_host();
+}
+
 bool LlmEngine::launch() {
-  const std::vector<Sequence*> yields = scheduler_.schedule(batch_);
-  if (batch_.num_tokens() == 0) return false;
   const Clock::time_point launched = Clock::now();
-  std::vector<SampleRequest> requests;
-  requests.reserve(yields.size());
-  for (const Sequence* sequence : yields) {
-    SampleRequest request{.params = &sequence->params,
-                          .num_tokens = sequence->num_tokens(),
-                          .history = sequence->token_ids,
-                          .num_prompt_tokens = sequence->num_prompt_tokens,
-                          .slot = sequence->slot,
-                          .is_first_output = sequence->num_output_tokens() == 0};
-    if (sequence->num_output_tokens() < sequence->params.min_output_len) {
-      request.banned = sequence->banned;
-    }
-    requests.push_back(request);
+  const std::vector<ScheduledRow>& rows = scheduler_.schedule(batch_, !in_flight_.empty());
+  if (batch_.num_tokens() == 0) return false;
+  requests_.clear();
+  for (const ScheduledRow& row : rows) {
+    Sequence& s = *row.sequence;
+    SampleRequest request{.params = &s.params,
+                          .num_tokens = s.num_tokens(),
+                          .history = s.token_ids,
+                          .num_prompt_tokens = s.num_prompt_tokens,
+                          .slot = s.slot,
+                          .is_first_output = row.has_token && !s.has_device_state,
+                          .banned = {},
+                          .wants_prompt_logprobs = row.is_scored};
+    if (s.num_output_tokens() < s.params.min_output_len) request.banned = s.banned;
+    s.has_device_state = s.has_device_state || row.has_token;
+    requests_.push_back(request);
   }
-  runner_->launch(batch_, requests);
+  runner_->launch(batch_, requests_);
   StepInFlight step{.rows = {},
                     .summary = {.num_tokens = batch_.num_tokens(), .num_seqs = batch_.num_seqs()},
                     .launched = launched};
-  for (size_t i = 0; i < yields.size(); ++i) {
-    step.rows.push_back({yields[i]->id, yields[i]->token_ids.size()});
-    yields[i]->token_ids.push_back(-1 - static_cast<int32_t>(i));
+  step.rows.reserve(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    Sequence& s = *rows[i].sequence;
+    step.rows.push_back({.sequence_id = s.id,
+                         .token_index = s.token_ids.size(),
+                         .has_token = rows[i].has_token,
+                         .is_scored = rows[i].is_scored,
+                         .first_position = rows[i].first_position});
+    if (rows[i].has_token && s.params.max_output_len > 0) {
+      s.token_ids.push_back(-1 - static_cast<int32_t>(i));
+    }
   }
   in_flight_.push_back(std::move(step));
   return true;
@@ -143,28 +164,22 @@ bool LlmEngine::is_finished(Sequence& sequence, size_t token_index, const OnToke
   return sequence.finish_reason != FinishReason::kNone;
 }
 
-int LlmEngine::max_steps_in_flight() const {
-  return num_host_requests_ > 0 ? 1 : runner_->max_steps_in_flight();
-}
-
-void LlmEngine::end_request(const Sequence& sequence) {
-  if (runner_->needs_host(sequence.params)) --num_host_requests_;
-}
-
 std::unique_ptr<Sequence> LlmEngine::cancel(int64_t id) {
   Sequence* sequence = scheduler_.find(id);
   if (sequence == nullptr) return nullptr;
-  end_request(*sequence);
   std::unique_ptr<Sequence> owned = scheduler_.remove(sequence);
-  // Tokens on their way are not known any more: they are always the last ones.
-  std::vector<int32_t>& ids = owned->token_ids;
-  while (ids.back() < 0) ids.pop_back();
+  owned->token_ids.resize(static_cast<size_t>(owned->num_known_tokens()));
   owned->finish_reason = FinishReason::kAbort;
   return owned;
 }
 
 EngineStats LlmEngine::stats() const {
   EngineStats stats = counters_;
+  const SchedulerCounters& counters = scheduler_.counters();
+  stats.prefix_queries = counters.prefix_queries;
+  stats.prefix_hits = counters.prefix_hits;
+  stats.num_prompt_tokens = counters.num_prompt_tokens;
+  stats.num_preemptions = counters.num_preemptions;
   stats.num_running = scheduler_.num_running();
   stats.num_waiting = scheduler_.num_waiting();
   stats.block_size = limits_.scheduler.block_size;
@@ -173,8 +188,43 @@ EngineStats LlmEngine::stats() const {
   return stats;
 }
 
+/// True when the sequence has come to its end.
+bool LlmEngine::take_output(Sequence& sequence, const StepInFlight::Row& row,
+                            const StepOutput& output, const OnToken& on_token) {
+  sequence.last_token = last_step_end_;
+  if (output.token.token_id == StepOutput::kNotFinite) {
+    sequence.token_ids.resize(std::min(row.token_index, sequence.token_ids.size()));
+    sequence.finish_reason = FinishReason::kError;
+    return true;
+  }
+  if (row.is_scored) {
+    // A chunk that is computed again after a preemption scores some a second time.
+    for (size_t i = 0; i < output.prompt_tokens.size(); ++i) {
+      const size_t position = static_cast<size_t>(row.first_position) + 1 + i;
+      if (position == sequence.prompt_scored.size()) {
+        sequence.prompt_scored.push_back(output.prompt_tokens[i]);
+      }
+    }
+  }
+  if (!row.has_token) return false;
+  if (sequence.params.max_output_len == 0) {
+    sequence.first_token = last_step_end_;
+    sequence.finish_reason = FinishReason::kLength;
+    return true;
+  }
+  sequence.token_ids[row.token_index] = output.token.token_id;
+  ++counters_.num_generated_tokens;
+  if (row.token_index == static_cast<size_t>(sequence.num_prompt_tokens)) {
+    sequence.first_token = last_step_end_;
+  }
+  if (sequence.params.num_logprobs >= 0) sequence.scored.push_back(output.token);
+  if (!is_finished(sequence, row.token_index, on_token)) return false;
+  sequence.token_ids.resize(row.token_index + 1);
+  return true;
+}
+
 std::vector<std::unique_ptr<Sequence>> LlmEngine::step(const OnToken& on_token) {
-  while (static_cast<int>(in_flight_.size()) < max_steps_in_flight() && launch()) {
+  while (may_launch() && launch()) {
   }
   std::vector<std::unique_ptr<Sequence>> finished;
   last_step_ = {};
@@ -190,21 +240,9 @@ std::vector<std::unique_ptr<Sequence>> LlmEngine::step(const OnToken& on_token) 
   for (size_t i = 0; i < step.rows.size(); ++i) {
     Sequence* sequence = scheduler_.find(step.rows[i].sequence_id);
     if (sequence == nullptr) continue;  // ended while this step was on its way
-    const size_t index = step.rows[i].token_index;
-    sequence->last_token = end;
-    if (outputs[i].token.token_id == StepOutput::kNotFinite) {
-      sequence->token_ids.resize(index);
-      sequence->finish_reason = FinishReason::kError;
-    } else {
-      sequence->token_ids[index] = outputs[i].token.token_id;
-      ++counters_.num_generated_tokens;
-      if (index == static_cast<size_t>(sequence->num_prompt_tokens)) sequence->first_token = end;
-      if (sequence->params.num_logprobs >= 0) sequence->scored.push_back(outputs[i].token);
-      if (!is_finished(*sequence, index, on_token)) continue;
-      sequence->token_ids.resize(index + 1);
-    }
-    end_request(*sequence);
-    finished.push_back(scheduler_.remove(sequence));
+    if (!take_output(*sequence, step.rows[i], outputs[i], on_token)) continue;
+    const bool is_trusted = sequence->finish_reason != FinishReason::kError;
+    finished.push_back(scheduler_.remove(sequence, is_trusted));
   }
   return finished;
 }

@@ -17,6 +17,7 @@ namespace caravan {
 struct LlmEngineOptions {
   ModelRunnerOptions runner;
   std::vector<int32_t> eos_token_ids;
+  bool enable_prefix_caching = true;
 };
 
 /// What the engine must know of its device.
@@ -35,8 +36,8 @@ struct StepSummary {
 
 /// The loop: schedule a step, run it, choose tokens, hand them out. Text stays outside. A device
 /// that chooses tokens itself is given the next step before the tokens of this one are read, so a
-/// stop is noticed one step late; the surplus token is dropped. Not thread safe, except for
-/// check_request().
+/// stop is noticed one step late; the surplus token is dropped. While a request needs the host for
+/// its tokens, steps go one by one. Not thread safe, except for check_request().
 class LlmEngine {
  public:
   LlmEngine(const ModelDir& dir, std::unique_ptr<Backend> backend, const LlmEngineOptions& options);
@@ -79,14 +80,18 @@ class LlmEngine {
     struct Row {
       int64_t sequence_id;
       size_t token_index;  // in Sequence::token_ids
+      bool has_token;
+      bool is_scored;
+      int64_t first_position;
     };
     std::vector<Row> rows;
     StepSummary summary;
     Clock::time_point launched;
   };
   bool launch();
-  int max_steps_in_flight() const;
-  void end_request(const Sequence& sequence);
+  bool may_launch() const;
+  bool take_output(Sequence& sequence, const StepInFlight::Row& row, const StepOutput& output,
+                   const OnToken& on_token);
   bool is_finished(Sequence& sequence, size_t token_index, const OnToken& on_token) const;
 
   std::vector<int32_t> eos_token_ids_;
@@ -98,9 +103,9 @@ class LlmEngine {
   std::deque<StepInFlight> in_flight_;
   StepSummary last_step_;
   Clock::time_point last_step_end_;
-  EngineStats counters_;  // those that only grow
+  EngineStats counters_;                 // those that only grow
+  std::vector<SampleRequest> requests_;  // of one launch()
   int64_t next_id_ = 0;
-  int64_t num_host_requests_ = 0;  // unfinished ones whose tokens the host chooses
 };
 
 }  // namespace caravan

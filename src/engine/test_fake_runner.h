@@ -173,7 +173,11 @@ class FakeRunner : public StepRunner {
   /// The write of a token into the cache; tests make it fail.
   virtual void write(int64_t slot, int32_t token) { cache_[static_cast<size_t>(slot)] = token; }
 
+  virtual void begin_step() {}
+  virtual void end_writes() {}
+
   void run(Step& step) {
+    begin_step();
     const BatchTensors t = step.batch.tensors();
     const auto* ids = static_cast<const int32_t*>(t.token_ids.data);
     const auto* slots = static_cast<const int64_t*>(t.slot_mapping.data);
@@ -181,6 +185,7 @@ class FakeRunner : public StepRunner {
       const int32_t id = ids[i];
       write(slots[i], id >= 0 ? id : sampled_.at(static_cast<size_t>(-1 - id)));
     }
+    end_writes();
     num_tokens_computed_ += t.num_tokens();
     const auto* starts = static_cast<const int32_t*>(t.attention.query_start.data);
     const auto* contexts = static_cast<const int32_t*>(t.attention.context_lens.data);
