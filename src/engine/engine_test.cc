@@ -147,6 +147,15 @@ TEST(SchedulerTest, TakesBlocksAsTheyAreNeeded) {
   EXPECT_EQ(scheduler.num_free_blocks(), 8);
 }
 
+TEST(SchedulerTest, AFullCacheIsUsedToTheLastBlock) {
+  Scheduler scheduler(limits(4, 96, 4));
+  Batch batch(16);
+  for (int64_t id = 0; id < 4; ++id) scheduler.add(sequence(id, 10, 6));
+  run_step(scheduler, batch);
+  EXPECT_EQ(scheduler.num_running(), 4);
+  EXPECT_EQ(scheduler.num_free_blocks(), 0);
+}
+
 TEST(SchedulerTest, TheLastOfTheOrderGivesWay) {
   Scheduler scheduler(limits(3, 96, 7));
   Batch batch(16);

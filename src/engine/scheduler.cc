@@ -123,7 +123,14 @@ void Scheduler::leave(Sequence& sequence) {
   sequence.has_device_state = false;
 }
 
+bool Scheduler::may_grow(const Sequence& sequence) const {
+  return static_cast<int64_t>(sequence.block_table.size()) < blocks_for(sequence.max_num_tokens());
+}
+
 void Scheduler::admit(bool has_step_in_flight) {
+  if (waiting_.empty()) return;
+  num_growing_ = std::count_if(running_.begin(), running_.end(),
+                               [this](const Sequence* s) { return may_grow(*s); });
   // As plan_prefills() will share it out; one that would get next to nothing is not admitted.
   int64_t budget = budget_;
   int num_cut = 0;
@@ -150,8 +157,9 @@ bool Scheduler::try_admit(Sequence& sequence) {
   const int64_t num_wanted =
       blocks_for(is_pinned ? sequence.max_num_tokens() : sequence.num_tokens());
   const auto num_found = static_cast<int64_t>(prefix_.blocks.size());
-  // Room for a block of each running one, so that the newcomer is not thrown out at once.
-  const int64_t reserve = is_pinned ? 0 : num_running();
+  // Room for a block of each running one that may want more, so that the newcomer is not thrown out
+  // at once.
+  const int64_t reserve = is_pinned ? 0 : num_growing_;
   if (num_wanted - num_found + reserve > blocks_.num_free() - prefix_.num_free) return false;
   for (const int32_t block : prefix_.blocks) blocks_.share(block);
   sequence.block_table.assign(prefix_.blocks.begin(), prefix_.blocks.end());
@@ -161,6 +169,7 @@ bool Scheduler::try_admit(Sequence& sequence) {
   sequence.slot = free_slots_.back();
   free_slots_.pop_back();
   if (sequence.needs_host) ++num_host_running_;
+  if (may_grow(sequence)) ++num_growing_;
   waiting_.erase(waiting_.begin());
   num_waiting_tokens_ -= sequence.num_prompt_tokens;
   const auto place = std::lower_bound(running_.begin(), running_.end(), &sequence, Before{});

@@ -110,6 +110,7 @@ class Scheduler {
   void preempt(size_t index);
   void admit(bool has_step_in_flight);
   bool try_admit(Sequence& sequence);
+  bool may_grow(const Sequence& sequence) const;
   void plan_prefills();
   void add_to_batch(Batch& batch, Sequence& sequence, int64_t count);
   const BlockHash& block_hash(Sequence& sequence, int64_t index);
@@ -132,6 +133,7 @@ class Scheduler {
   // Of one call of schedule().
   int64_t budget_ = 0;
   bool has_preempted_ = false;
+  int64_t num_growing_ = 0;      // running ones that may want another block
   std::vector<int64_t> counts_;  // tokens of each running one
   std::vector<ScheduledRow> rows_;
   Prefix prefix_;
