@@ -69,6 +69,7 @@ int run(int argc, char** argv) {
     if (is_quiet) set_log_level(LogLevel::kWarning);
   });
   add_run_command(app);
+  add_serve_command(app);
   add_convert_command(app);
   add_build_command(app);
   add_plan_command(app);

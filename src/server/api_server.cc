@@ -72,26 +72,20 @@ ApiServer::ApiServer(ApiServerOptions options)
   ticker_ = std::thread([this] { tick(); });
 }
 
-ApiServer::~ApiServer() {
-  stop();
+ApiServer::~ApiServer() { stop(); }
+
+void ApiServer::stop() {
   {
     const std::lock_guard lock(ticker_mutex_);
     is_ending_ = true;
   }
   ticker_wakes_.notify_one();
-  ticker_.join();
+  if (ticker_.joinable()) ticker_.join();
 }
 
 void ApiServer::set_model(ApiModel model) {
-  loaded_ = std::make_shared<Loaded>(std::move(model), options_, metrics_);
+  loaded_ = std::make_unique<Loaded>(std::move(model), options_, metrics_);
   loaded_now_ = loaded_.get();
-}
-
-void ApiServer::stop() {
-  // Ticks read the engine's figures under this lock.
-  const std::lock_guard lock(ticker_mutex_);
-  loaded_now_ = nullptr;
-  loaded_.reset();
 }
 
 const ApiServer::Loaded& ApiServer::loaded() const {

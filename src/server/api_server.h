@@ -29,7 +29,7 @@ struct ApiServerOptions {
 /// What the API serves, once it is loaded.
 struct ApiModel {
   std::shared_ptr<const Tokenizer> tokenizer;
-  Generator* generator = nullptr;  // outlives stop()
+  Generator* generator = nullptr;
   ChatTemplate chat_template;
   ApiLimits limits;
   SamplingDefaults defaults;
@@ -49,8 +49,9 @@ class ApiServer {
   void set_draining() { is_draining_ = true; }
   /// Ends all requests that run with this status.
   void fail_all(int status, const std::string& message);
-  /// No call of the generator after this; requests that still run are forgotten. The HTTP server
-  /// must still be there, and send no more requests.
+  /// No call of the generator after this, but for requests. The order of an end: the HTTP server
+  /// stops, stop(), the engine ends (its last outputs come here), this object goes, then the HTTP
+  /// server, whose exchanges it holds.
   void stop();
 
   ServerMetrics& metrics() { return metrics_; }
@@ -86,7 +87,7 @@ class ApiServer {
   const int64_t created_;  // seconds since 1970
   ServerMetrics metrics_;
   std::atomic<bool> is_draining_{false};
-  std::shared_ptr<Loaded> loaded_;
+  std::unique_ptr<Loaded> loaded_;
   std::atomic<const Loaded*> loaded_now_{nullptr};
 
   std::mutex jobs_mutex_;

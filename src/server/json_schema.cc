@@ -177,13 +177,23 @@ void validate_object(const json::object& object, const json::object& schema,
   }
 }
 
-/// Whether this alternative is the one that the value was meant for: its type, and that of the
-/// first item, are right.
-bool is_meant(const json::value& value, const json::object& schema) {
+/// Whether the types of the value and of its first item are right.
+bool has_types(const json::value& value, const json::object& schema) {
   if (!has_schema_type(value, schema)) return false;
   const json::value* items = keyword(schema, "items");
   if (!value.is_array() || value.get_array().empty() || items == nullptr) return true;
-  return is_meant(value.get_array().front(), items->get_object());
+  return has_types(value.get_array().front(), items->get_object());
+}
+
+/// Whether this alternative is the one that the value was meant for: its types are right, and its
+/// required members are there.
+bool is_meant(const json::value& value, const json::object& schema) {
+  if (!has_types(value, schema)) return false;
+  const json::value* required = keyword(schema, "required");
+  if (!value.is_object() || required == nullptr) return true;
+  const json::object& object = value.get_object();
+  return std::all_of(required->get_array().begin(), required->get_array().end(),
+                     [&](const json::value& name) { return object.contains(name.get_string()); });
 }
 
 void validate_any(const json::value& value, const json::array& alternatives,

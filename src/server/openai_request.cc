@@ -183,7 +183,8 @@ json::object RequestParser::parse(std::string_view body, const json::object& sch
                       fmt::format("request body: got {}, expected a JSON object", describe(value)));
   }
   if (const json::value* suffix = find_field(value.get_object(), "suffix")) {
-    if (schema.at("properties").get_object().contains("suffix")) {
+    const json::value* fields = schema.if_contains("properties");
+    if (fields != nullptr && fields->get_object().contains("suffix")) {
       throw_bad_request("suffix",
                         fmt::format("suffix: got {}, but this model cannot fill in text: "
                                     "leave it out",
@@ -303,9 +304,6 @@ TokenizeRequest RequestParser::tokenize(std::string_view text) const {
   if (const json::value* prompt = find_field(body, "prompt")) request.prompt = text_of(*prompt);
   if (const json::value* messages = find_field(body, "messages")) {
     request.messages = messages_of(*messages);
-  }
-  if (request.prompt.has_value() != request.messages.empty()) {
-    throw_bad_request("prompt", "prompt: give either a prompt or messages");
   }
   request.returns_token_strings = flag_of(body, "return_token_strs", false);
   return request;

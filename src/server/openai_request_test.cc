@@ -212,6 +212,8 @@ TEST(RequestParserTest, LimitsOfListsAndTextsAreExact) {
   EXPECT_EQ(completion_refusal("{\"n\": 2, \"prompt\": " + repeated("\"a\"", 64) + "}"), "");
   EXPECT_EQ(completion_refusal("{\"n\": 3, \"prompt\": " + repeated("\"a\"", 64) + "}"), "n");
   EXPECT_EQ(completion_refusal(R"({"prompt": []})"), "prompt");
+  EXPECT_EQ(completion_refusal(R"({"prompt": ""})"), "prompt");
+  EXPECT_EQ(completion_refusal(R"({"prompt": ["a", ""]})"), "prompt[1]");
   EXPECT_EQ(completion_refusal(R"({"prompt": [[]]})"), "prompt[0]");
   EXPECT_EQ(completion_refusal(R"({"prompt": [1, "a"]})"), "prompt[1]");
   EXPECT_EQ(completion_refusal(R"({"prompt": [1, 50258]})"), "prompt[1]");
@@ -278,12 +280,12 @@ TEST(RequestParserTest, TinyNumbersStayInTheRangeOfFloats) {
 
 TEST(RequestParserTest, TokenizeWantsOneOfTwo) {
   EXPECT_EQ(parser().tokenize(R"({"prompt": ""})").prompt, "");
-  EXPECT_EQ(refused_param([] { parser().tokenize("{}"); }), "prompt");
+  EXPECT_EQ(refused_param([] { parser().tokenize("{}"); }), "(body)");
   EXPECT_EQ(
       refused_param([] {
         parser().tokenize(R"({"prompt": "a", "messages": [{"role": "user", "content": "b"}]})");
       }),
-      "prompt");
+      "messages");
   EXPECT_EQ(parser().detokenize(R"({"tokens": [1, 2]})").tokens, (std::vector<int32_t>{1, 2}));
   EXPECT_EQ(refused_param([] { parser().detokenize(R"({"tokens": [50258]})"); }), "tokens[0]");
 }

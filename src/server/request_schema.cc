@@ -85,6 +85,13 @@ json::object plain_text(const ApiLimits& limits) {
   return {{"type", "string"}, {"maxLength", limits.max_text_chars}};
 }
 
+/// A prompt has at least one token.
+json::object prompt_text(const ApiLimits& limits) {
+  json::object schema = plain_text(limits);
+  schema["minLength"] = 1;
+  return schema;
+}
+
 json::object stop_field(const ApiLimits& limits) {
   const json::object one{
       {"type", "string"}, {"minLength", 1}, {"maxLength", limits.max_stop_chars}};
@@ -193,8 +200,8 @@ json::object prompt_field(const ApiLimits& limits) {
   const json::object ids =
       array_of(token_id(limits), 1, limits.max_model_len * 16, "an array of token ids");
   return {{"anyOf",
-           json::array{plain_text(limits),
-                       array_of(plain_text(limits), 1, limits.max_prompts, "an array of strings"),
+           json::array{prompt_text(limits),
+                       array_of(prompt_text(limits), 1, limits.max_prompts, "an array of strings"),
                        ids, array_of(ids, 1, limits.max_prompts, "an array of arrays of ids")}},
           {"description", "Text or token ids, one or several."}};
 }
@@ -273,14 +280,19 @@ json::object tokenize_schema(const ApiLimits& limits) {
   json::object prompt = plain_text(limits);
   prompt["description"] = "Text; what looks like a special token is ordinary text.";
   json::object messages = messages_field(limits);
-  messages["description"] = "Instead of a prompt: a conversation, put through the chat template.";
-  return request_object(
-      {{"model", text(256, "A name from /v1/models.")},
-       {"prompt", std::move(prompt)},
-       {"messages", std::move(messages)},
-       {"add_special_tokens", ignored("boolean", "Has no effect: GPT-2 adds none.")},
-       {"return_token_strs", boolean(false, "Add token_strs to the answer.")}},
-      {});
+  messages["description"] = "A conversation, put through the chat template.";
+  const json::object common{
+      {"model", text(256, "A name from /v1/models.")},
+      {"add_special_tokens", ignored("boolean", "Has no effect: GPT-2 adds none.")},
+      {"return_token_strs", boolean(false, "Add token_strs to the answer.")}};
+  json::object of_text = common, of_chat = common;
+  of_text["prompt"] = std::move(prompt);
+  of_chat["messages"] = std::move(messages);
+  json::object alternatives[] = {request_object(std::move(of_text), {"prompt"}),
+                                 request_object(std::move(of_chat), {"messages"})};
+  alternatives[0]["title"] = "an object with a prompt";
+  alternatives[1]["title"] = "an object with messages";
+  return {{"anyOf", json::array{alternatives[0], alternatives[1]}}};
 }
 
 json::object detokenize_schema(const ApiLimits& limits) {

@@ -1,0 +1,325 @@
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <future>
+#include <memory>
+#include <sstream>
+
+#include "apps/commands.h"
+#include "apps/kv_cache_flags.h"
+#include "apps/model_flags.h"
+#include "core/error.h"
+#include "core/log.h"
+#include "core/mapped_file.h"
+#include "engine/engine_loop.h"
+#include "server/api_server.h"
+#include "server/engine_loop_generator.h"
+#include "server/http_server.h"
+#include "server/process_signals.h"
+#include "server/watchdog.h"
+#include "tokenizer/tokenizer.h"
+
+namespace caravan {
+
+namespace {
+
+struct ServeFlags {
+  ModelFlags model;
+  KvCacheFlags kv_cache;
+  HttpServerOptions http;
+  ApiServerOptions api;
+  ApiLimits limits;
+  std::string api_key_file;
+  bool allows_no_auth = false;
+  std::string load_format = "auto";
+  int64_t max_model_len = 0;
+  int64_t max_num_seqs = 0;
+  int64_t max_num_batched_tokens = 0;
+  bool has_prefix_caching = true;
+  int64_t max_waiting = 1024;
+  double watchdog_s = -1;
+  double drain_timeout_s = 30;
+  std::string chat_template = "camel";
+
+  bool is_gpu() const { return model.device.starts_with("cuda"); }
+  /// When a step takes so long, the device hangs. A GPU's takes milliseconds; a large prompt's on
+  /// the CPU may take a minute.
+  double stall_s() const {
+    if (watchdog_s > 0) return watchdog_s;
+    return is_gpu() ? 10 : 300;
+  }
+};
+
+bool is_loopback(const std::string& host) {
+  return host == "localhost" || host == "::1" || host.starts_with("127.") ||
+         host.ends_with(".sock");
+}
+
+/// The keys of the flag and, one a line, of the file.
+std::vector<std::string> read_api_keys(const ServeFlags& flags) {
+  constexpr size_t kMaxKeyFileBytes = size_t{1} << 20;
+  std::vector<std::string> keys = flags.http.api_keys;
+  if (!flags.api_key_file.empty()) {
+    std::istringstream lines(read_text_file(flags.api_key_file, kMaxKeyFileBytes));
+    for (std::string line; std::getline(lines, line);) {
+      if (line.ends_with('\r')) line.pop_back();
+      if (!line.empty()) keys.push_back(line);
+    }
+    CARAVAN_CHECK(!keys.empty(), "--api-key-file {}: no key in it", printable(flags.api_key_file));
+  }
+  CARAVAN_CHECK(is_loopback(flags.http.host) || !keys.empty() || flags.allows_no_auth,
+                "--host {}: whoever reaches this address could use the server: give --api-key or "
+                "--api-key-file, or --insecure-no-auth if that is meant",
+                printable(flags.http.host));
+  return keys;
+}
+
+/// The directory's own name: "models/camel-nano/" -> "camel-nano".
+std::string name_of_directory(const std::string& model) {
+  const std::filesystem::path path = std::filesystem::absolute(model).lexically_normal();
+  return (path.filename().empty() ? path.parent_path().filename() : path.filename()).string();
+}
+
+LlmEngineOptions engine_options(const ServeFlags& flags, const ModelDir& dir,
+                                const Backend& backend) {
+  LlmEngineOptions options;
+  ModelRunnerOptions& runner = options.runner;
+  runner.dtype = dtype_flag(flags.model.dtype, "--dtype");
+  runner.kv_cache_dtype = kv_dtype_flag(flags.model.kv_cache_dtype);
+  const int64_t most = dir.build ? dir.build->max_batch_size : INT64_MAX;
+  const int64_t usual = std::min<int64_t>(most, flags.is_gpu() ? 256 : 32);
+  runner.max_batch_size = flags.max_num_seqs > 0 ? flags.max_num_seqs : usual;
+  CARAVAN_CHECK(runner.max_batch_size <= most, "--max-num-seqs {}: {} was built for {}",
+                runner.max_batch_size, dir.path, most);
+  runner.max_num_logits = runner.max_batch_size;
+  const int64_t usual_tokens = flags.is_gpu() ? 2048 : 512;
+  runner.max_num_batched_tokens =
+      std::max(flags.max_num_batched_tokens > 0 ? flags.max_num_batched_tokens : usual_tokens,
+               runner.max_batch_size);
+  runner.max_seq_len = ModelRunner::sequence_limit(dir, flags.max_model_len);
+  runner.num_kv_blocks =
+      kv_cache_size(flags.kv_cache, dir, flags.model, backend, runner).num_blocks;
+  options.eos_token_ids = dir.config.eos_token_ids;
+  options.enable_prefix_caching = flags.has_prefix_caching;
+  return options;
+}
+
+std::unique_ptr<LlmEngine> load_engine(const ServeFlags& flags, const ModelDir& dir) {
+  std::unique_ptr<Backend> backend = create_backend(flags.model.backend());
+  const LlmEngineOptions options = engine_options(flags, dir, *backend);
+  check_memory(dir, flags.model, options.runner);
+  if (flags.load_format == "dummy") {
+    return std::make_unique<LlmEngine>(ModelRunner::random(dir, std::move(backend), options.runner),
+                                       options);
+  }
+  return std::make_unique<LlmEngine>(dir, std::move(backend), options);
+}
+
+/// Loads beside the thread that waits for signals: one that comes meanwhile ends the process,
+/// because there is nothing to finish yet.
+std::unique_ptr<LlmEngine> load_unless_stopped(const ServeFlags& flags, const ModelDir& dir,
+                                               const TerminationSignals& signals) {
+  std::future<std::unique_ptr<LlmEngine>> engine =
+      std::async(std::launch::async, [&] { return load_engine(flags, dir); });
+  while (engine.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+    if (signals.wait(/*timeout_ms=*/50) != 0) std::_Exit(0);
+  }
+  return engine.get();
+}
+
+/// Ends the process when the engine is stuck or dead; its thread may never come back.
+std::unique_ptr<Watchdog> start_watchdog(const ServeFlags& flags, const EngineLoop& loop,
+                                         ApiServer& api) {
+  WatchdogOptions options;
+  // Without a limit it still looks for a failure.
+  constexpr double kNever = 1e9;
+  options.limit_s = flags.watchdog_s == 0 ? kNever : flags.stall_s();
+  options.stalled_ms = [&loop] { return loop.stalled_ms(); };
+  options.failure = [&loop] { return loop.failure(); };
+  options.on_trip = [&api](const std::string& reason) {
+    log_line(LogLevel::kError, reason);
+    api.set_draining();
+    api.fail_all(503, reason);
+  };
+  options.on_exit = [] { std::_Exit(kWatchdogExit); };
+  return std::make_unique<Watchdog>(std::move(options));
+}
+
+void run_serve(ServeFlags flags) {
+  flags.http.api_keys = read_api_keys(flags);
+  flags.api.version = CARAVAN_VERSION;
+  flags.api.stall_limit_ms = flags.stall_s() * 1000 / 2;
+  if (flags.api.served_names.empty()) {
+    flags.api.served_names = {name_of_directory(flags.model.model)};
+  }
+  // What is cheap to get wrong is found out before anybody connects.
+  const ChatTemplate chat_template = ChatTemplate::open(flags.chat_template);
+  const ModelDir dir = open_model_dir(flags.model.model);
+  const auto tokenizer =
+      std::make_shared<const Tokenizer>(Tokenizer::from_directory(flags.model.model));
+  const SamplingDefaults defaults = load_sampling_defaults(flags.model.model);
+
+  const TerminationSignals signals;  // before the first thread
+  raise_file_limit();
+  std::unique_ptr<HttpServer> http;  // goes last, see ApiServer::stop()
+  ApiServer api(flags.api);
+  http = std::make_unique<HttpServer>(flags.http, api.routes());
+  const std::unique_ptr<HttpServer, void (*)(HttpServer*)> stops_first(
+      http.get(), [](HttpServer* server) { server->stop(); });
+  http->start();
+  log_info("listening at {}, loading {}", http->url(), flags.model.model);
+
+  auto loop = std::make_unique<EngineLoop>(
+      load_unless_stopped(flags, dir, signals),
+      EngineLoopOptions{.max_waiting = flags.max_waiting, .on_step = [&api](const StepInfo& step) {
+                          api.metrics().observe_step(step);
+                        }});
+  EngineLoopGenerator generator(*loop);
+  const ModelRunner& runner = loop->engine().runner();
+  flags.limits.max_model_len = runner.max_seq_len();
+  flags.limits.vocab_size =
+      static_cast<int32_t>(std::min<int64_t>(dir.config.vocab_size, tokenizer->vocab_size()));
+  api.set_model({.tokenizer = tokenizer,
+                 .generator = &generator,
+                 .chat_template = chat_template,
+                 .limits = flags.limits,
+                 .defaults = defaults,
+                 .fingerprint = fmt::format("{}-{}", flags.is_gpu() ? "cuda" : "cpu",
+                                            dtype_name(runner.model().weight_dtype()))});
+  std::unique_ptr<Watchdog> watchdog = start_watchdog(flags, *loop, api);
+  const EngineStats stats = loop->stats();
+  log_info("{}; {} KV blocks of {} tokens; at most {} tokens a sequence, {} sequences at once",
+           runner.backend().description(), stats.num_blocks, stats.block_size, runner.max_seq_len(),
+           loop->engine().limits().scheduler.max_batch_size);
+  log_info("ready: {}", http->url());
+  notify_systemd("READY=1");
+
+  while (signals.wait(/*timeout_ms=*/60000) == 0) {
+  }
+  notify_systemd("STOPPING=1");
+  signals.exit_on_next();  // a second signal does not wait
+  api.set_draining();
+  const EngineStats last = loop->stats();
+  log_info("stopping: {} requests to finish", last.num_running + last.num_waiting);
+  loop->drain(static_cast<int64_t>(flags.drain_timeout_s * 1000));
+  api.fail_all(503, "the server stops");
+  http->drain(2000);  // answers on their way
+  http->stop();
+  watchdog.reset();
+  api.stop();
+  loop.reset();
+  log_info("stopped");
+}
+
+void add_model_flags(CLI::App& command, ServeFlags& flags) {
+  flags.model.add_to(command);
+  flags.kv_cache.add_to(command);
+  command
+      .add_option("--load-format", flags.load_format,
+                  "auto; dummy: random weights of config.json's shape, to measure speed")
+      ->check(CLI::IsMember({"auto", "dummy"}))
+      ->capture_default_str();
+  command
+      .add_option("--served-model-name,--alias,-a", flags.api.served_names,
+                  "Name of the model, several if given more than once; default: the directory's")
+      ->allow_extra_args(false);
+  command
+      .add_option("--max-model-len,--ctx-size,-c", flags.max_model_len,
+                  "Most tokens of a prompt and its output; 0: the model's or engine's limit")
+      ->capture_default_str();
+  command
+      .add_option("--max-num-seqs,--parallel", flags.max_num_seqs,
+                  "Sequences that run at once; 0: 256 on a GPU, 32 on the CPU")
+      ->capture_default_str();
+  command
+      .add_option("--max-num-batched-tokens,--batch-size,-b", flags.max_num_batched_tokens,
+                  "Tokens of one step: longer prompts are read in chunks while others go on; 0: "
+                  "2048 on a GPU, 512 on the CPU")
+      ->capture_default_str();
+  command.add_flag(
+      "--enable-prefix-caching,!--no-enable-prefix-caching", flags.has_prefix_caching,
+      "Keep the cache of prompts for others that begin alike (on unless switched off)");
+  command
+      .add_option("--max-waiting", flags.max_waiting,
+                  "Requests that may wait for a place; more get status 429")
+      ->capture_default_str();
+  command
+      .add_option("--watchdog-s", flags.watchdog_s,
+                  "Give up with exit status 75 when a step takes so many seconds; health is red "
+                  "after half of it. 0: never; -1: 10 on a GPU, 300 on the CPU")
+      ->capture_default_str();
+}
+
+void add_api_flags(CLI::App& command, ServeFlags& flags) {
+  command
+      .add_option("--chat-template", flags.chat_template,
+                  "camel; plain: User: and Assistant: lines; none; or a file with {system}, "
+                  "{user} and {assistant}")
+      ->capture_default_str();
+  command
+      .add_option("--overflow", flags.api.overflow,
+                  "A prompt that does not fit: reject, or leave out its head, tail or middle; a "
+                  "request's own field goes first")
+      ->check(CLI::IsMember({"reject", "head", "tail", "middle"}))
+      ->capture_default_str();
+  command.add_option("--timeout", flags.api.request_timeout_s, "Seconds that one answer may take")
+      ->capture_default_str();
+  command
+      .add_option("--drain-timeout", flags.drain_timeout_s,
+                  "Seconds that running requests get after SIGTERM or SIGINT")
+      ->capture_default_str();
+  command
+      .add_option("--metrics-prefix", flags.api.metrics_prefix,
+                  "What the names in /metrics begin with")
+      ->capture_default_str();
+  command
+      .add_option("--max-logprobs", flags.limits.max_logprobs,
+                  "Most log probabilities that a request may ask for at each token")
+      ->capture_default_str();
+}
+
+void add_http_flags(CLI::App& command, ServeFlags& flags) {
+  HttpServerOptions& http = flags.http;
+  command.add_option("--host", http.host, "Address to listen at, or a path that ends in .sock")
+      ->capture_default_str();
+  command.add_option("--port", http.port, "Port to listen at; 0: any that is free")
+      ->capture_default_str();
+  command.add_flag("--reuse-port", http.reuse_port,
+                   "Share the port with other servers; the kernel deals connections out");
+  command
+      .add_option("--api-key", http.api_keys,
+                  "Key that requests must bring (Authorization: Bearer KEY); may be repeated")
+      ->allow_extra_args(false);
+  command.add_option("--api-key-file", flags.api_key_file, "File of such keys, one a line");
+  command.add_flag("--insecure-no-auth", flags.allows_no_auth,
+                   "Listen at an address that others reach without asking for a key");
+  command
+      .add_option("--allowed-host", http.allowed_hosts,
+                  "Name under which the server may be addressed, beside its own; *: any")
+      ->allow_extra_args(false);
+  command
+      .add_option("--cors-origin", http.cors_origins,
+                  "Origin whose web pages may use the server, such as https://a.example; *: any")
+      ->allow_extra_args(false);
+  command.add_option("--max-connections", http.max_connections, "More get status 503")
+      ->capture_default_str();
+  command.add_option("--max-body-bytes", http.max_body_bytes, "Largest body of a request")
+      ->capture_default_str();
+  command.add_flag("!--no-request-log,--request-log", http.log_requests,
+                   "One line a request on stderr");
+}
+
+}  // namespace
+
+void add_serve_command(CLI::App& app) {
+  auto flags = std::make_shared<ServeFlags>();
+  CLI::App* command = app.add_subcommand(
+      "serve", "OpenAI-compatible HTTP server with continuous batching, metrics and a web page");
+  add_model_flags(*command, *flags);
+  add_http_flags(*command, *flags);
+  add_api_flags(*command, *flags);
+  command->callback([flags] { run_serve(*flags); });
+}
+
+}  // namespace caravan
