@@ -23,6 +23,8 @@ models() { build/tests/cuda/cuda_model_test; }
 goldens() { CARAVAN_TEST_DEVICE=cuda build/tests/golden_test; }
 invariance() { CARAVAN_TEST_DEVICE=cuda build/tests/invariance_test; }
 step_runner() { CARAVAN_TEST_DEVICE=cuda build/tests/step_runner_test; }
+# More than 1,000 completions for each kind of weights: load, chunks, preemption, prefix hits, cancels.
+engine_invariance() { CARAVAN_TEST_DEVICE=cuda build/tests/engine_invariance_test; }
 wikitext() { CARAVAN_TEST_DEVICE=cuda build/tests/wikitext_test; }
 
 # Parity certificates: engines against the oracle, fixed prompts, every layer.
@@ -191,7 +193,7 @@ bench_prefill_batch() {
 }
 
 steps=("$@")
-[[ $# -gt 0 ]] || steps=(conformance models goldens invariance step_runner wikitext parity_nano parity_camel_5b
+[[ $# -gt 0 ]] || steps=(conformance models goldens invariance engine_invariance step_runner wikitext parity_nano parity_camel_5b
   command_line kv_accuracy diverge reference walkthrough_gpt2 walkthrough_camel_5b load memcheck racecheck
   bench_ceilings_and_latency bench_gpt2 bench_prefill_batch bench_kv_int8 bench_kv_fp8)
 table=()
