@@ -99,7 +99,8 @@ json::object path_parameter(std::string_view name) {
   return {{"name", name},
           {"in", "path"},
           {"required", true},
-          {"schema", json::object{{"type", "string"}, {"minLength", 1}}}};
+          {"schema",
+           json::object{{"type", "string"}, {"pattern", "^[^\\x00-\\x1f\\x7f-\\x9f\\\\]+$"}}}};
 }
 
 json::object completion_choice() {
