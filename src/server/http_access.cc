@@ -79,8 +79,9 @@ HttpAccess::HttpAccess(const HttpAccessOptions& options) : options_(options) {
   }
   options_.bind_host = ascii_lower(options_.bind_host);
   const std::string& bound = options_.bind_host;
-  // Behind a socket in the file system is a proxy, or a client that may name the server anything.
-  is_bound_to_all_ = bound == "0.0.0.0" || bound == "::" || bound.find('/') != std::string::npos;
+  is_bound_to_all_ = bound == "0.0.0.0" || bound == "::";
+  // No browser opens a socket in the file system.
+  if (bound.find('/') != std::string::npos) options_.allowed_hosts.push_back("*");
   is_bound_to_loopback_ = is_loopback(bound);
   if (!is_bound_to_loopback_) options_.allowed_hosts.push_back(machine_name());
 }

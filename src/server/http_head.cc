@@ -261,6 +261,9 @@ std::optional<HttpProblem> HttpHeadScanner::scan(std::string_view input) {
     if (c == '\0') return bad("NUL in the head");
     if (after_cr_ != (c == '\n')) return bad("lines must end with CR LF");
     after_cr_ = c == '\r';
+    if (position_ - begin_ > HttpHeadLimits::kHeadBytes) {
+      return HttpProblem{431, fmt::format("head above {} bytes", HttpHeadLimits::kHeadBytes)};
+    }
     if (is_line_end) {
       if (std::optional<HttpProblem> problem = end_line()) return problem;
       continue;
@@ -274,9 +277,6 @@ std::optional<HttpProblem> HttpHeadScanner::scan(std::string_view input) {
                                                             HttpHeadLimits::kLineBytes)}
                              : HttpProblem{431, fmt::format("header line above {} bytes",
                                                             HttpHeadLimits::kLineBytes)};
-    }
-    if (position_ - begin_ > HttpHeadLimits::kHeadBytes) {
-      return HttpProblem{431, fmt::format("head above {} bytes", HttpHeadLimits::kHeadBytes)};
     }
   }
   return std::nullopt;

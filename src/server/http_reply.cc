@@ -34,8 +34,9 @@ bool HttpReply::write(std::string chunk) {
   const int64_t backlog = in_flight_ + static_cast<int64_t>(pending_.size());
   // One chunk above the cap may go to a client that has read all before it.
   if (backlog > 0 && backlog + static_cast<int64_t>(chunk.size()) > max_backlog_) {
-    is_cut_ = true;
+    is_cut_ = is_too_slow_ = true;
     pending_.clear();
+    is_notified_ = false;  // the connection may be busy writing and not have taken the last ones
     notify_locked();
     return false;
   }
@@ -74,7 +75,7 @@ void HttpReply::abandon() {
   const std::lock_guard lock(mutex_);
   if (is_complete_) return;
   is_complete_ = true;
-  if (has_head_) {
+  if (has_head_ || is_gone_) {
     is_cut_ = true;
   } else {
     head_ = error_response(500, "the request was dropped without an answer", "internal_error");
@@ -116,6 +117,11 @@ HttpReply::Output HttpReply::take() {
 void HttpReply::sent() {
   const std::lock_guard lock(mutex_);
   in_flight_ = 0;
+}
+
+bool HttpReply::is_too_slow() {
+  const std::lock_guard lock(mutex_);
+  return is_too_slow_;
 }
 
 void HttpReply::disconnect() {

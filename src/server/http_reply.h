@@ -35,7 +35,7 @@ class HttpReply {
     bool is_stream = false;
     std::string payload;       // of a stream, since the last call
     bool is_complete = false;  // nothing more will come
-    bool is_cut = false;       // the connection must end without the rest
+    bool is_cut = false;       // the connection must end as if there were more
   };
   /// `notify` is called, on any thread and with a lock held, when take() has something new.
   void attach(std::function<void()> notify);
@@ -43,6 +43,8 @@ class HttpReply {
   /// What is new. The bytes count as backlog until sent().
   Output take();
   void sent();
+  /// The client has not read more than the cap, or is gone: nothing of the rest matters.
+  bool is_too_slow();
   /// The client is gone: runs the callback of on_disconnect. Once; further calls do nothing.
   void disconnect();
 
@@ -62,6 +64,7 @@ class HttpReply {
   bool is_stream_ = false;
   bool is_complete_ = false;
   bool is_cut_ = false;
+  bool is_too_slow_ = false;
   bool is_gone_ = false;
 };
 

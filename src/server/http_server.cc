@@ -491,6 +491,7 @@ asio::awaitable<HttpServer::Impl::Connection::Next> HttpServer::Impl::Connection
   const bool has_ping = options().ping_interval_s > 0;
   for (;;) {
     bool is_complete = false;
+    bool is_cut = false;
     if (!is_writing_) {
       reply->sent();
       HttpReply::Output output = reply->take();
@@ -525,19 +526,20 @@ asio::awaitable<HttpServer::Impl::Connection::Next> HttpServer::Impl::Connection
           method_ != "HEAD") {
         bytes += kLastChunk;
       }
-      if (output.is_cut) co_return Next::kClose;
       if (!bytes.empty()) {
         last_output = Clock::now();
         write(std::move(bytes));
       }
       is_complete = output.is_complete;
+      is_cut = output.is_cut;
     }
-    if (is_complete) {
+    if (is_complete && status != 0 && !(is_cut && was_told) && !reply->is_too_slow()) {
       const bool is_sent = co_await flush();
       if (is_sent) log_request(status, num_body_bytes);
-      co_return is_sent ? next : Next::kClose;
+      co_return !is_sent ? Next::kClose : is_cut ? Next::kLinger : next;
     }
-    if (has_failed_ || is_ending() || is_write_stuck() || Clock::now() >= gone_deadline) {
+    if (is_complete || reply->is_too_slow() || has_failed_ || is_ending() || is_write_stuck() ||
+        Clock::now() >= gone_deadline) {
       co_return Next::kClose;
     }
     if (has_ended_ && !was_told) {
@@ -697,7 +699,7 @@ void HttpServer::Impl::run_handler(const HttpRoute& route, HttpRequest request,
   auto exchange = std::make_shared<ReplyExchange>(std::move(request), reply);
   asio::post(*workers_, [&route, reply, exchange = std::move(exchange)]() mutable {
     try {
-      route.handler(std::move(exchange));
+      route.handler(exchange);  // kept here: dropped within, it would answer before the error does
     } catch (const Error& error) {
       const bool is_clients = error.code() == ErrorCode::kInvalidArgument;
       if (!is_clients) log_warning("{}: {}", route.path, error.what());
