@@ -74,8 +74,10 @@ THIRD_PARTY = {
     "gtest": ["tests"],
     "gmock": ["tests"],
     # Linux
+    "arpa": ["tests"],
     "dirent.h": ["core", "convert"],
     "fcntl.h": ["core", "convert"],
+    "netinet": ["tests"],
     "sched.h": ["kernels/cpu", "backend"],
     "sys": ["backend", "core", "kernels/cpu", "convert", "server", "apps", "tests"],
     "unistd.h": ["core", "kernels/cpu", "convert", "server", "apps", "tests"],
