@@ -1,8 +1,11 @@
 #include "sampling/sampler.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "core/error.h"
 #include "core/split_mix.h"
@@ -15,6 +18,16 @@ constexpr uint64_t kGolden = 0x9e3779b97f4a7c15ull;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 /// Largest penalty and bias: far above any logit, and sums with them stay finite.
 constexpr float kMaxAdjustment = 1e9f;
+
+/// Above so many candidates a radix sort is faster than std::sort: all 50,258 of GPT-2 take a fifth
+/// of the time.
+constexpr size_t kMinRadixSort = 2048;
+
+/// Grows as the logit falls; the two zeros are equal. Not for NaN.
+uint32_t descending_key(float logit) {
+  const auto bits = std::bit_cast<uint32_t>(logit + 0.0f);  // -0 + 0 is 0
+  return (bits & 0x80000000u) != 0 ? bits : ~bits & 0x7fffffffu;
+}
 
 void check_token(int32_t id, int64_t vocab_size, const char* field) {
   CARAVAN_CHECK(id >= 0 && id < vocab_size, "{}: token id {} is outside the vocabulary of {}",
@@ -125,7 +138,7 @@ std::span<const float> Sampler::adjusted(std::span<const float> logits,
 }
 
 // The tokens that may be drawn, most likely first.
-void Sampler::sort_candidates(std::span<const float> logits, const SamplingParams& params) {
+void Sampler::find_candidates(std::span<const float> logits, const SamplingParams& params) {
   candidates_.clear();
   double least = -kInfinity;
   if (params.min_p > 0) {
@@ -146,7 +159,34 @@ void Sampler::sort_candidates(std::span<const float> logits, const SamplingParam
                      more_likely);
     candidates_.resize(top_k);
   }
-  std::sort(candidates_.begin(), candidates_.end(), more_likely);
+  if (top_k > 0 || candidates_.size() < kMinRadixSort) {
+    std::sort(candidates_.begin(), candidates_.end(), more_likely);
+  } else {
+    sort_candidates();
+  }
+}
+
+// By a radix sort, which keeps the order of equal logits: they come by id.
+void Sampler::sort_candidates() {
+  constexpr int kDigitBits = 11;
+  constexpr int kNumDigits = 3;
+  constexpr size_t kNumValues = size_t{1} << kDigitBits;
+  const auto digit_of = [](const Candidate& c, int digit) {
+    return (descending_key(c.logit) >> (digit * kDigitBits)) & (kNumValues - 1);
+  };
+  std::array<std::array<uint32_t, kNumValues>, kNumDigits> starts{};
+  for (const Candidate& c : candidates_) {
+    for (int digit = 0; digit < kNumDigits; ++digit) {
+      ++starts[static_cast<size_t>(digit)][digit_of(c, digit)];
+    }
+  }
+  sorted_.resize(candidates_.size());
+  for (int digit = 0; digit < kNumDigits; ++digit) {
+    auto& start = starts[static_cast<size_t>(digit)];
+    std::exclusive_scan(start.begin(), start.end(), start.begin(), uint32_t{0});
+    for (const Candidate& c : candidates_) sorted_[start[digit_of(c, digit)]++] = c;
+    candidates_.swap(sorted_);
+  }
 }
 
 int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& params,
@@ -159,7 +199,7 @@ int32_t Sampler::sample(std::span<const float> logits, const SamplingParams& par
   if (highest == -kInfinity) return kNotFinite;
   // Infinity has no softmax: the first one.
   if (params.temperature == 0.0f || highest == kInfinity) return best;
-  sort_candidates(logits, params);
+  find_candidates(logits, params);
   if (candidates_.empty()) return best;
   if (candidates_.front().logit == kInfinity) return candidates_.front().id;
 

@@ -52,11 +52,13 @@ class Sampler {
   std::span<const float> adjusted(std::span<const float> logits, const SamplingParams& params,
                                   std::span<const int32_t> history, int64_t num_prompt_tokens,
                                   std::span<const int32_t> banned);
-  void sort_candidates(std::span<const float> logits, const SamplingParams& params);
+  void find_candidates(std::span<const float> logits, const SamplingParams& params);
+  void sort_candidates();
 
   std::vector<float> logits_;
   std::vector<int32_t> counts_;  // [vocab_size], all zero between calls
   std::vector<Candidate> candidates_;
+  std::vector<Candidate> sorted_;
   std::vector<double> cumulative_;
 };
 

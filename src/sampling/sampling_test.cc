@@ -201,6 +201,53 @@ TEST(SamplerTest, DrawsFromTheDistributionsOfTransformers) {
   EXPECT_GT(num_compared, goldens.size() * kDraws * 99 / 100);
 }
 
+// The draw as the header describes it, by std::stable_sort.
+int32_t plain_draw(const std::vector<float>& logits, const SamplingParams& params) {
+  std::vector<int32_t> ids(logits.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto scaled = [&](int32_t id) {
+    return logits[static_cast<size_t>(id)] / params.temperature;
+  };
+  std::stable_sort(ids.begin(), ids.end(),
+                   [&](int32_t a, int32_t b) { return scaled(a) > scaled(b); });
+  std::vector<double> sums;
+  double total = 0;
+  for (const int32_t id : ids) {
+    total += std::exp(static_cast<double>(scaled(id)) - static_cast<double>(scaled(ids[0])));
+    sums.push_back(total);
+  }
+  size_t kept = 0;
+  while (kept + 1 < sums.size() && sums[kept] < static_cast<double>(params.top_p) * total) ++kept;
+  const double draw = uniform_random(params.seed, 0) * (params.top_p < 1 ? sums[kept] : total);
+  size_t at = 0;
+  while (at + 1 < sums.size() && sums[at] <= draw) ++at;
+  return ids[at];
+}
+
+TEST(SamplerTest, LargeVocabulariesAreSortedAsSmallOnes) {
+  Sampler sampler;
+  for (const size_t vocab_size : {2047u, 2048u, 2049u, 50257u}) {
+    for (uint64_t seed = 0; seed < 12; ++seed) {
+      // Both signs, zeros of both signs, many equal values, and the extremes.
+      std::vector<float> logits(vocab_size);
+      for (size_t i = 0; i < vocab_size; ++i) {
+        const double u = uniform_random(seed, i);
+        logits[i] = static_cast<float>((u - 0.5) * 12);
+        if (seed % 3 == 1) logits[i] = std::round(logits[i]);
+        if (seed % 3 == 2 && i % 7 == 0) logits[i] = i % 2 == 0 ? 0.0f : -0.0f;
+      }
+      logits[5] = -3e38f;
+      logits[6] = 1e-42f;
+      SamplingParams params;
+      params.seed = seed;
+      params.temperature = seed % 2 == 0 ? 1.0f : 3.0f;
+      params.top_p = seed % 4 == 3 ? 0.6f : 1.0f;
+      EXPECT_EQ(sampler.sample(logits, params, {}), plain_draw(logits, params))
+          << vocab_size << " tokens, seed " << seed;
+    }
+  }
+}
+
 TEST(SamplerTest, PenaltiesOfOneRequestLeaveNothingForTheNext) {
   Sampler sampler;
   for (const Golden& golden : read_goldens()) {
