@@ -17,6 +17,7 @@ test_packages=(
   clang libclang-rt-14-dev libomp-14-dev  # libFuzzer targets, and OpenMP for them
   clang-format clang-tidy
   python3-venv                            # .venv
+  haproxy                                 # deploy/haproxy.cfg
 )
 
 # .venv holds the requirements it was made of as its last file, so that a change of the list or an

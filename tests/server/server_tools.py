@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 
@@ -42,8 +43,10 @@ class Server:
 
     def __enter__(self):
         environment = dict(os.environ, OMP_WAIT_POLICY="passive")
+        # A pipe that nobody reads would stop the server after some hundred lines.
+        self.log_file = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
-            list(map(str, self.command)), stderr=subprocess.PIPE, text=True, env=environment
+            list(map(str, self.command)), stderr=self.log_file, text=True, env=environment
         )
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
@@ -54,16 +57,22 @@ class Server:
                 pass
             time.sleep(0.05)
         self.process.kill()
-        raise SystemExit(f"the server did not start: {self.process.communicate()[1]}")
+        self.process.wait()
+        raise SystemExit(f"the server did not start: {self.read_log()}")
 
     def __exit__(self, *_):
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            self.log = self.process.communicate(timeout=60)[1]
+            self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
+        self.log = self.read_log()
+
+    def read_log(self):
+        self.log_file.seek(0)
+        return self.log_file.read()
 
     def request(self, method, path, body=None, headers=None):
         """(status, headers, body) of one request; a body that is no string goes as JSON."""
