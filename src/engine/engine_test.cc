@@ -197,6 +197,17 @@ TEST(SchedulerTest, TheSameBeginningIsComputedOnce) {
   EXPECT_EQ(batch.scored_rows().size(), 1u);
 }
 
+TEST(SchedulerTest, CopiesThatComeTogetherComputeTheirPromptOnce) {
+  Scheduler scheduler(limits(8, 256, 100));
+  Batch batch(16);
+  for (int64_t id = 0; id < 5; ++id) scheduler.add(sequence(id, 60, 10));
+  run_step(scheduler, batch);
+  EXPECT_EQ(batch.num_tokens(), 60);
+  run_step(scheduler, batch);
+  EXPECT_EQ(batch.num_tokens(), 1 + 4 * (60 - 48));
+  EXPECT_EQ(scheduler.num_running(), 5);
+}
+
 // A stream of requests that fills the engine for ever, and one of lower priority.
 TEST(SchedulerTest, APriorityIsAHeadStartNotAWall) {
   for (const int32_t priority : {1, 3}) {

@@ -129,6 +129,7 @@ bool Scheduler::may_grow(const Sequence& sequence) const {
 
 void Scheduler::admit(bool has_step_in_flight) {
   if (waiting_.empty()) return;
+  coming_.clear();
   num_growing_ = std::count_if(running_.begin(), running_.end(),
                                [this](const Sequence* s) { return may_grow(*s); });
   // As plan_prefills() will share it out; one that would get next to nothing is not admitted.
@@ -157,10 +158,16 @@ bool Scheduler::try_admit(Sequence& sequence) {
   const int64_t num_wanted =
       blocks_for(is_pinned ? sequence.max_num_tokens() : sequence.num_tokens());
   const auto num_found = static_cast<int64_t>(prefix_.blocks.size());
+  // Copies of a prompt (n, best_of) come together: the first computes, the others find it a step
+  // later.
+  const bool may_share = limits_.enable_prefix_caching && !sequence.wants_prompt_scores() &&
+                         (num_found + 1) * limits_.block_size < sequence.num_tokens();
+  if (may_share && coming_.contains(block_hash(sequence, num_found))) return false;
   // Room for a block of each running one that may want more, so that the newcomer is not thrown out
   // at once.
   const int64_t reserve = is_pinned ? 0 : num_growing_;
   if (num_wanted - num_found + reserve > blocks_.num_free() - prefix_.num_free) return false;
+  if (may_share) coming_.insert(block_hash(sequence, num_found));
   for (const int32_t block : prefix_.blocks) blocks_.share(block);
   sequence.block_table.assign(prefix_.blocks.begin(), prefix_.blocks.end());
   blocks_.allocate(num_wanted - num_found, sequence.block_table);

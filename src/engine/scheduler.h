@@ -5,6 +5,7 @@
 #include <optional>
 #include <set>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "engine/block_manager.h"
@@ -133,8 +134,9 @@ class Scheduler {
   // Of one call of schedule().
   int64_t budget_ = 0;
   bool has_preempted_ = false;
-  int64_t num_growing_ = 0;      // running ones that may want another block
-  std::vector<int64_t> counts_;  // tokens of each running one
+  int64_t num_growing_ = 0;               // running ones that may want another block
+  std::unordered_set<BlockHash> coming_;  // the first block that each newcomer computes
+  std::vector<int64_t> counts_;           // tokens of each running one
   std::vector<ScheduledRow> rows_;
   Prefix prefix_;
 };
