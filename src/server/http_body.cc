@@ -16,6 +16,9 @@ namespace asio = boost::asio;
 namespace http = boost::beast::http;
 using boost::system::error_code;
 
+/// What is left of a chunked body that is not complete is never shorter: "0\r\n\r\n". Boost 1.81
+/// asserts that it is given so much.
+constexpr size_t kMinChunkedBytes = 5;
 constexpr size_t kChunkHeadBytes = 16384;  // a chunk's size and extensions; the trailer
 
 }  // namespace
@@ -44,9 +47,10 @@ struct HttpBodyReader::Impl {
 
 HttpBodyReader::HttpBodyReader(std::string_view head, int64_t max_body_bytes, int64_t max_chunks)
     : impl_(std::make_unique<Impl>(max_body_bytes, max_chunks)) {
-  impl_->on_chunk = [impl = impl_.get()](uint64_t size, boost::beast::string_view,
+  impl_->on_chunk = [impl = impl_.get()](uint64_t size, boost::beast::string_view extension,
                                          error_code& error) {
     if (size > 0 && ++impl->num_chunks > impl->max_chunks) error = http::error::bad_chunk;
+    if (extension.size() > kChunkHeadBytes) error = http::error::bad_chunk_extension;
   };
   impl_->parser.on_chunk_header(impl_->on_chunk);
   impl_->parser.eager(true);
@@ -62,7 +66,8 @@ HttpBodyReader::~HttpBodyReader() = default;
 
 size_t HttpBodyReader::put(std::string_view input) {
   size_t num_taken = 0;
-  while (!impl_->problem && !is_done() && num_taken < input.size()) {
+  const size_t wanted = impl_->parser.chunked() ? kMinChunkedBytes : 1;
+  while (!impl_->problem && !is_done() && input.size() - num_taken >= wanted) {
     error_code error;
     const size_t num_bytes =
         impl_->parser.put(asio::buffer(input.data() + num_taken, input.size() - num_taken), error);

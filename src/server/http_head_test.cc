@@ -269,8 +269,8 @@ TEST(HttpBody, RefusesBadChunksAndWhatIsTooLong) {
     EXPECT_EQ(whole, read_body(chunked, input, 1, max_bytes).status) << input.substr(0, 40);
     return whole;
   };
-  EXPECT_EQ(status("x\r\n"), 400);
-  EXPECT_EQ(status("-1\r\n"), 400);
+  EXPECT_EQ(status("x\r\nab\r\n"), 400);
+  EXPECT_EQ(status("-1\r\nab\r\n"), 400);
   EXPECT_EQ(status("5\nhello\r\n"), 400);
   EXPECT_EQ(status("5\r\nhelloX\r\n0\r\n\r\n"), 400);
   EXPECT_EQ(status("ffffffffffffffff1\r\n"), 400);
