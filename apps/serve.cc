@@ -202,7 +202,8 @@ void run_serve(ServeFlags flags) {
   api.set_draining();
   const EngineStats last = loop->stats();
   log_info("stopping: {} requests to finish", last.num_running + last.num_waiting);
-  loop->drain(static_cast<int64_t>(flags.drain_timeout_s * 1000));
+  const bool is_done = loop->drain(static_cast<int64_t>(flags.drain_timeout_s * 1000));
+  if (is_done) api.wait_until_answered(5000);  // its last outputs are on their way to the clients
   api.fail_all(503, "the server stops");
   http->drain(2000);  // answers on their way
   http->stop();
@@ -227,15 +228,18 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--max-model-len,--ctx-size,-c", flags.max_model_len,
                   "Most tokens of a prompt and its output; 0: the model's or engine's limit")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command
       .add_option("--max-num-seqs,--parallel", flags.max_num_seqs,
                   "Sequences that run at once; 0: 256 on a GPU, 32 on the CPU")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command
       .add_option("--max-num-batched-tokens,--batch-size,-b", flags.max_num_batched_tokens,
                   "Tokens of one step: longer prompts are read in chunks while others go on; 0: "
                   "2048 on a GPU, 512 on the CPU")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command.add_flag(
       "--enable-prefix-caching,!--no-enable-prefix-caching", flags.has_prefix_caching,
@@ -243,11 +247,13 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--max-waiting", flags.max_waiting,
                   "Requests that may wait for a place; more get status 429")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command
       .add_option("--watchdog-s", flags.watchdog_s,
                   "Give up with exit status 75 when a step takes so many seconds; health is red "
                   "after half of it. 0: never; -1: 10 on a GPU, 300 on the CPU")
+      ->check(CLI::Range(-1.0, 86400.0))
       ->capture_default_str();
 }
 
@@ -264,10 +270,12 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
       ->check(CLI::IsMember({"reject", "head", "tail", "middle"}))
       ->capture_default_str();
   command.add_option("--timeout", flags.api.request_timeout_s, "Seconds that one answer may take")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command
       .add_option("--drain-timeout", flags.drain_timeout_s,
                   "Seconds that running requests get after SIGTERM or SIGINT")
+      ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command
       .add_option("--metrics-prefix", flags.api.metrics_prefix,
@@ -276,6 +284,7 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--max-logprobs", flags.limits.max_logprobs,
                   "Most log probabilities that a request may ask for at each token")
+      ->check(CLI::Range(0, 1000))
       ->capture_default_str();
 }
 
@@ -284,6 +293,7 @@ void add_http_flags(CLI::App& command, ServeFlags& flags) {
   command.add_option("--host", http.host, "Address to listen at, or a path that ends in .sock")
       ->capture_default_str();
   command.add_option("--port", http.port, "Port to listen at; 0: any that is free")
+      ->check(CLI::Range(0, 65535))
       ->capture_default_str();
   command.add_flag("--reuse-port", http.reuse_port,
                    "Share the port with other servers; the kernel deals connections out");

@@ -326,6 +326,17 @@ void ApiServer::fail_all(int status, const std::string& message) {
   }
 }
 
+bool ApiServer::wait_until_answered(int64_t timeout_ms) {
+  using Clock = std::chrono::steady_clock;
+  constexpr std::chrono::milliseconds kPoll(5);
+  const Clock::time_point end = Clock::now() + std::chrono::milliseconds(timeout_ms);
+  while (!live_jobs().empty()) {
+    if (Clock::now() >= end) return false;
+    std::this_thread::sleep_for(kPoll);
+  }
+  return true;
+}
+
 void ApiServer::tick() {
   using Clock = ThroughputLog::Clock;
   constexpr std::chrono::seconds kTick(1);

@@ -49,6 +49,9 @@ class ApiServer {
   void set_draining() { is_draining_ = true; }
   /// Ends all requests that run with this status.
   void fail_all(int status, const std::string& message);
+  /// Waits until every request that the engine has ended is answered too, at most so long. Returns
+  /// whether none is left.
+  bool wait_until_answered(int64_t timeout_ms);
   /// No call of the generator after this, but for requests. The order of an end: the HTTP server
   /// stops, stop(), the engine ends (its last outputs come here), this object goes, then the HTTP
   /// server, whose exchanges it holds.

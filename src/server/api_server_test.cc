@@ -398,6 +398,17 @@ TEST_F(ApiServerTest, FailAllEndsWhatRuns) {
   EXPECT_EQ(engine_.cancelled, (std::vector<int64_t>{0, 1}));
 }
 
+TEST_F(ApiServerTest, WaitsForAnswersOnTheirWay) {
+  load();
+  EXPECT_TRUE(api_.wait_until_answered(0));
+  const auto reply = complete(R"({"prompt": "a"})");
+  EXPECT_FALSE(api_.wait_until_answered(10));
+  engine_.put(0, output_of(ids("x"), FinishReason::kLength));
+  EXPECT_TRUE(api_.wait_until_answered(20000));
+  const std::lock_guard lock(reply->mutex);
+  EXPECT_TRUE(reply->has_response);
+}
+
 TEST_F(ApiServerTest, HealthIsRedUntilReadyAndWhenStuck) {
   for (const char* path : {"/health", "/v1/health", "/ready", "/ping", "/v2/health/ready"}) {
     EXPECT_EQ(call("GET", path)->response.status, 503) << path;

@@ -41,13 +41,17 @@ class Server:
     def url(self):
         return f"http://127.0.0.1:{self.port}"
 
-    def __enter__(self):
+    def start(self):
+        """Starts the process and waits for nothing."""
         environment = dict(os.environ, OMP_WAIT_POLICY="passive")
         # A pipe that nobody reads would stop the server after some hundred lines.
         self.log_file = tempfile.TemporaryFile("w+", errors="replace")
         self.process = subprocess.Popen(
             list(map(str, self.command)), stderr=self.log_file, text=True, env=environment
         )
+
+    def __enter__(self):
+        self.start()
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
