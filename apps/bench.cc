@@ -15,6 +15,7 @@ void add_bench_command(CLI::App& app) {
   add_bench_throughput_command(*bench);
   add_bench_kernel_command(*bench);
   add_bench_load_command(*bench);
+  add_bench_serve_command(*bench);
 }
 
 }  // namespace caravan

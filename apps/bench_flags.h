@@ -48,6 +48,7 @@ void fill_cache_randomly(ModelRunner& runner);
 void add_bench_kernel_command(CLI::App& bench);
 void add_bench_latency_command(CLI::App& bench);
 void add_bench_load_command(CLI::App& bench);
+void add_bench_serve_command(CLI::App& bench);
 void add_bench_throughput_command(CLI::App& bench);
 
 }  // namespace caravan

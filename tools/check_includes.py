@@ -53,8 +53,8 @@ HEADERS = {
 THIRD_PARTY = {
     "fmt": ["*"],
     "boost/json": ["core"],
-    "boost/asio": ["server"],
-    "boost/beast": ["server"],
+    "boost/asio": ["server", "apps"],
+    "boost/beast": ["server", "apps"],
     "CLI": ["apps", "tests"],
     "xxhash.h": ["format", "convert"],
     "snappy.h": ["format"],
