@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "server/api_error.h"
 #include "server/openapi.h"
+#include "server/page.h"
 #include "tokenizer/utf8.h"
 
 namespace caravan {
@@ -168,6 +169,13 @@ std::vector<HttpRoute> ApiServer::routes() {
                         }
                       }});
   }
+  routes.push_back(
+      {.method = "GET", .path = "/", .is_public = true, .handler = [](const Exchange& exchange) {
+         exchange->respond({.content_type = "text/html; charset=utf-8",
+                            .body = std::string(page_html()),
+                            .headers = {{"Content-Security-Policy", std::string(page_csp())},
+                                        {"Referrer-Policy", "no-referrer"}}});
+       }});
   for (const char* path : {"/health", "/v1/health", "/ready", "/ping"}) {
     routes.push_back({.method = "GET",
                       .path = path,
