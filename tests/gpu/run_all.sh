@@ -191,11 +191,37 @@ bench_prefill_batch() {
   $caravan bench latency --device cuda --random-weights camel-5b --prompt-lens 512 \
     --prefill-batch-sizes 1,4,32 --batch-sizes 1 --json
 }
+# The server under load: camel-5b's shape with random weights and camel-nano's tokenizer, 128 prompt
+# and 128 output tokens, beside a prefill and decode steps of the same sizes without a server.
+bench_serve() {
+  local dir=$work/camel-5b-shape port=18000 server status=0 n
+  mkdir -p "$dir" && cp models/camel-nano/*.json models/camel-nano/*.txt "$dir" &&
+    sed -i 's/"n_embd": .*/"n_embd": 4096,/; s/"n_head": .*/"n_head": 32,/;
+      s/"n_inner": .*/"n_inner": 16384,/; s/"n_layer": .*/"n_layer": 24,/;
+      s/"n_positions": .*/"n_positions": 2048,/' "$dir/config.json" || return 1
+  $caravan serve --model "$dir" --load-format dummy --device cuda --dtype float16 --port $port \
+    --max-num-seqs 128 --max-num-batched-tokens 8192 --no-request-log &
+  server=$!
+  for _ in $(seq 300); do
+    python3 -c "import urllib.request as r; r.urlopen('http://127.0.0.1:$port/health')" && break
+    sleep 0.2
+  done 2>"$work/health.log"
+  for n in 1 8 32 128; do
+    $caravan bench serve --base-url http://127.0.0.1:$port --num-prompts $((n < 32 ? 6 * n : 8 * n)) \
+      --max-concurrency $n --random-input-len 128 --random-output-len 128 --ignore-eos \
+      --num-warmups $n --json || status=1
+  done
+  kill $server && wait $server || status=1
+  $caravan bench latency --device cuda --random-weights camel-5b --prompt-lens 128 \
+    --prefill-batch-sizes 1,8,32,64 --contexts 192 --batch-sizes 1,8,32,128 --json || status=1
+  return $status
+}
 
 steps=("$@")
-[[ $# -gt 0 ]] || steps=(conformance models goldens invariance engine_invariance step_runner wikitext parity_nano parity_camel_5b
-  command_line kv_accuracy diverge reference walkthrough_gpt2 walkthrough_camel_5b load memcheck racecheck
-  bench_ceilings_and_latency bench_gpt2 bench_prefill_batch bench_kv_int8 bench_kv_fp8)
+[[ $# -gt 0 ]] || steps=(conformance models goldens invariance engine_invariance step_runner wikitext
+  parity_nano parity_camel_5b command_line kv_accuracy diverge reference walkthrough_gpt2
+  walkthrough_camel_5b load memcheck racecheck bench_ceilings_and_latency bench_gpt2
+  bench_prefill_batch bench_kv_int8 bench_kv_fp8 bench_serve)
 table=()
 failed=0
 for step in "${steps[@]}"; do
