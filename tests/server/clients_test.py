@@ -114,7 +114,12 @@ def test_disconnects(server, count):
 
 def test_idle_and_slow(server, count):
     """A third says nothing, a third sends its head slowly, a third its body; others are served."""
-    canary, before = canary_ids(server), resident_mib(server)
+    canary, before, alone = canary_ids(server), resident_mib(server), []
+    for _ in range(5):
+        start = time.monotonic()
+        canary_ids(server)
+        alone.append(time.monotonic() - start)
+    most = 2 + 20 * sorted(alone)[2]  # other tests may run beside
     slow = []
     for i in range(count):
         client = socket.create_connection(("127.0.0.1", server.port), timeout=20)
@@ -138,7 +143,7 @@ def test_idle_and_slow(server, count):
         time.sleep(0.05)
     growth = (resident_mib(server) - before) * 1024 / count
     check(growth < 64, f"{growth:.0f} KiB a slow connection, at most 64 are allowed")
-    check(max(waits) < 2, f"a canary took {max(waits):.2f} s beside slow clients")
+    check(max(waits) < most, f"a canary took {max(waits):.2f} s beside slow clients")
     num_cut = 0
     for i in range(1, count, 3):  # 10 s for a head
         try:
@@ -240,7 +245,7 @@ def main():
             test_idle_and_slow(server, max(args.idle, 9))
         except (OSError, http.client.HTTPException) as error:
             failures.append(f"{error!r}; the server's status: {server.process.poll()}")
-    check(server.process.returncode == 0, f"the server ended with {server.process.returncode}: {server.log}")
+    check(server.process.returncode == 0, f"the server ended with {server.process.returncode}: {server.log[-2000:]}")
     test_keys(args.program, model)
     for i in range(args.terminations):
         terminate_once(args.program, model, i)
