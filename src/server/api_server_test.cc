@@ -448,6 +448,24 @@ TEST_F(ApiServerTest, ModelsByAllTheirNames) {
   EXPECT_EQ(str(wrong->json().at("error").at("code")), "model_not_found");
 }
 
+TEST_F(ApiServerTest, ThePageIsThereWhileLoadingAndBringsItsPolicy) {
+  const auto page = call("GET", "/");
+  EXPECT_EQ(page->response.status, 200);
+  EXPECT_EQ(page->response.content_type, "text/html; charset=utf-8");
+  EXPECT_NE(page->response.body.find("</html>"), std::string::npos);
+  std::string policy;
+  for (const auto& [name, value] : page->response.headers) {
+    if (name == "Content-Security-Policy") policy = value;
+  }
+  EXPECT_EQ(policy.rfind("default-src 'none'; script-src 'sha256-", 0), 0u) << policy;
+  // What a key does not guard: the page, and health.
+  for (const HttpRoute& route : routes_) {
+    const bool is_health = route.path.find("health") != std::string::npos ||
+                           route.path == "/ready" || route.path == "/ping";
+    EXPECT_EQ(route.is_public, is_health || route.path == "/") << route.path;
+  }
+}
+
 TEST_F(ApiServerTest, TokenizesAndBack) {
   load();
   const json::value tokens =

@@ -238,6 +238,11 @@ json::object openapi_document(const ApiLimits& limits, const std::string& versio
       json::object{{"description", "Text format 0.0.4"},
                    {"content", {{"text/plain", json::object{{"schema", of_type("string")}}}}}};
   get("/metrics", metrics);
+  json::object page = health_operation("page", "The web page", json::object());
+  page["responses"].get_object()["200"] =
+      json::object{{"description", "One file that loads nothing else"},
+                   {"content", {{"text/html", json::object{{"schema", of_type("string")}}}}}};
+  get("/", page);
   get("/openapi.json", operation("openapi", "This document", response("It", of_type("object"))));
   return {
       {"openapi", "3.1.0"},
