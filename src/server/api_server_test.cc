@@ -370,7 +370,10 @@ TEST_F(ApiServerTest, EngineErrorsReachTheClient) {
   plain->wait();
   EXPECT_EQ(plain->response.status, 500);
   EXPECT_EQ(str(plain->json().at("error").at("message")), "the logits are not finite");
-  EXPECT_EQ(engine_.cancelled, std::vector<int64_t>({0, 1}));
+  wait_until([&] {  // the reply is not held up for it
+    const std::lock_guard lock(engine_.mutex);
+    return engine_.cancelled == std::vector<int64_t>{0, 1};
+  });
 
   const auto stream = complete(R"({"prompt": "a", "stream": true})");
   engine_.put(2, output_of(ids("x")));
