@@ -96,7 +96,7 @@ struct RowSampling {
   float repetition_penalty = 1.0f;
   uint64_t seed = 0;
   uint64_t counter = 0;      // tokens of the sequence so far: the draw is uniform_random(seed, it)
-  int32_t history_slot = 0;  // row of `seen`
+  int32_t history_slot = 0;  // row of `seen`; -1: none, the row only fills the batch
   int32_t padding = 0;
 };
 static_assert(sizeof(RowSampling) == 40);

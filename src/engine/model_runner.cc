@@ -340,7 +340,10 @@ void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleReq
       is_decode ? row_bucket(batch.num_seqs(), max_batch_size_) : batch.num_logits();
   const int64_t max_context_len =
       is_decode ? context_bucket(batch.max_context_len(), max_seq_len_) : batch.max_context_len();
-  sampling.resize(static_cast<size_t>(num_rows));
+  // What the rows that only fill the batch choose belongs to nobody.
+  RowSampling padding;
+  padding.history_slot = -1;
+  sampling.resize(static_cast<size_t>(num_rows), padding);
   const BatchTensors tensors = prepare(batch, is_decode ? num_rows : 0, max_context_len, sampling);
   const auto* rows = static_cast<const RowSampling*>(device_batch_->extra());
   const int slot = step_slot();

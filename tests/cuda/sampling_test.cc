@@ -345,6 +345,37 @@ TEST(SamplingTest, GreedyTakesTheLowestIdOfATie) {
   }
 }
 
+// A decode step is filled up to a number of rows that was recorded; what those rows choose must not
+// count as history of the sequence in slot 0.
+TEST(SamplingTest, RowsThatFillTheBatchLeaveNoTrace) {
+  const LaunchContext context = context_of_this_code();
+  constexpr int64_t kVocabSize = 100;
+  constexpr int32_t kRows = 4;
+  for (const bool is_greedy : {false, true}) {
+    std::vector<float> logits(kRows * kVocabSize, 0.0f);
+    std::vector<RowSampling> rows(kRows);
+    for (int32_t i = 0; i < kRows; ++i) {
+      logits[static_cast<size_t>(i * kVocabSize + 20 * i + 5)] = 50.0f;
+      rows[static_cast<size_t>(i)].temperature = is_greedy ? 0.0f : 1.0f;
+      rows[static_cast<size_t>(i)].history_slot = i == 2 ? 0 : -1;
+    }
+    const DeviceArray seen(std::vector<uint32_t>(4, 0));
+    const DeviceArray device_logits(logits), device_rows(rows);
+    const DeviceArray tokens(kRows * sizeof(int32_t));
+    SampleArgs args;
+    args.num_rows = kRows;
+    args.vocab_size = args.logits_stride = kVocabSize;
+    args.logits = device_logits.as<float>();
+    args.rows = device_rows.as<RowSampling>();
+    args.is_greedy = is_greedy;
+    args.seen = seen.as<uint32_t>();
+    args.tokens = tokens.as<int32_t>();
+    launch_sample(args, context);
+    EXPECT_EQ(tokens.host<int32_t>(), (std::vector<int32_t>{5, 25, 45, 65}));
+    EXPECT_EQ(seen.host<uint32_t>(), (std::vector<uint32_t>{0, 1u << (45 - 32), 0, 0}));
+  }
+}
+
 TEST(SamplingTest, FrequenciesFollowTheSoftmax) {
   const LaunchContext context = context_of_this_code();
   const std::vector<float> logits{0.5f, 2.0f, -1.0f, 2.0f, 1.0f, -3.0f, 0.0f};

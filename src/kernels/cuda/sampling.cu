@@ -54,7 +54,7 @@ __device__ __forceinline__ void finish_row(const SampleArgs& p, int64_t row, int
     *static_cast<volatile int32_t*>(p.host_tokens + row) = id;
     __threadfence_system();
   }
-  if (p.seen != nullptr && id >= 0) {
+  if (p.seen != nullptr && id >= 0 && p.rows[row].history_slot >= 0) {
     const int64_t num_words = (p.vocab_size + 31) / 32;
     atomicOr(p.seen + p.rows[row].history_slot * num_words + id / 32, 1u << (id % 32));
   }
