@@ -14,6 +14,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "core/progress.h"
+#include "server/process_signals.h"
 
 namespace caravan {
 
@@ -45,12 +46,13 @@ std::map<std::string, double> goodput_limits(const std::vector<std::string>& tex
   return limits;
 }
 
-/// Requests whose text differs from that of an earlier one with the same body.
+/// Requests whose text differs from that of an earlier one with the same body: of all, or with a
+/// step of 1 and more only of every so many-th.
 int64_t num_unequal_repeats(const std::vector<LoadRequest>& requests,
-                            const std::vector<LoadResult>& results) {
+                            const std::vector<LoadResult>& results, size_t step) {
   std::map<std::string, const std::string*> first;
   int64_t count = 0;
-  for (size_t i = 0; i < requests.size(); ++i) {
+  for (size_t i = 0; i < requests.size(); i += step) {
     if (!results[i].error.empty()) continue;
     const auto [entry, is_new] = first.emplace(requests[i].body, &results[i].text);
     if (!is_new && *entry->second != results[i].text) ++count;
@@ -68,6 +70,7 @@ void run_bench_serve(BenchServeFlags flags) {
                 flags.load.max_concurrency, flags.load.timeout_s);
   const std::map<std::string, double> limits = goodput_limits(flags.goodput);
   const std::vector<LoadRequest> requests = make_load(flags.plan);
+  raise_file_limit();  // each connection is a file
   if (flags.num_warmups > 0) {
     LoadPlan plan = flags.plan;
     plan.seed = ~plan.seed;  // other prompts: nothing that a prefix cache could keep
@@ -86,9 +89,11 @@ void run_bench_serve(BenchServeFlags flags) {
   progress.finish();
 
   const LoadSummary summary = summarize_load(results, duration_s, limits);
-  const int64_t num_unequal = flags.checks_repeats ? num_unequal_repeats(requests, results) : 0;
+  const bool checks_repeats = flags.checks_repeats || flags.plan.canary_every > 0;
+  const auto step = flags.checks_repeats ? 1 : static_cast<size_t>(flags.plan.canary_every);
+  const int64_t num_unequal = checks_repeats ? num_unequal_repeats(requests, results, step) : 0;
   boost::json::object json = load_json(summary);
-  if (flags.checks_repeats) json["unequal_repeats"] = num_unequal;
+  if (checks_repeats) json["unequal_repeats"] = num_unequal;
   json["max_concurrency"] = flags.load.max_concurrency;
   if (!flags.result_file.empty()) {
     const std::string text = boost::json::serialize(json) + "\n";
@@ -115,13 +120,14 @@ void run_bench_serve(BenchServeFlags flags) {
 void add_load_flags(CLI::App& command, BenchServeFlags& flags) {
   LoadPlan& plan = flags.plan;
   command
-      .add_option("--dataset-name,--dataset", plan.dataset,
-                  "random: prompts of random tokens; jsonl: a \"prompt\" (\"instruction\", "
-                  "\"turns\") a line; trace: lengths and times of a CSV like Azure's LLM inference "
-                  "traces")
-      ->check(CLI::IsMember({"random", "jsonl", "trace"}))
+      .add_option(
+          "--dataset-name,--dataset", plan.dataset,
+          "random: prompts of random tokens; jsonl: a \"prompt\" (\"instruction\", "
+          "\"turns\") a line; sonnet: lines of a text file, prompts with a common beginning; "
+          "trace: lengths and times of a CSV like Azure's LLM inference traces")
+      ->check(CLI::IsMember({"random", "jsonl", "sonnet", "trace"}))
       ->capture_default_str();
-  command.add_option("--dataset-path", plan.dataset_path, "File of jsonl and trace");
+  command.add_option("--dataset-path", plan.dataset_path, "File of jsonl, sonnet and trace");
   command.add_option("--num-prompts", plan.num_prompts, "Requests")->capture_default_str();
   command.add_option("--random-input-len,--input-len", plan.random_input_len, "Tokens of a prompt")
       ->capture_default_str();
@@ -131,6 +137,11 @@ void add_load_flags(CLI::App& command, BenchServeFlags& flags) {
   command
       .add_option("--random-range-ratio", plan.random_range_ratio,
                   "Lengths vary by this share of themselves, up and down")
+      ->capture_default_str();
+  command
+      .add_option("--sonnet-prefix-len", plan.sonnet_prefix_len,
+                  "sonnet: tokens with which all prompts begin, at four characters a token, as the "
+                  "tokens of a prompt are")
       ->capture_default_str();
   command.add_option("--vocab-size", plan.vocab_size, "Random prompts have token ids below this")
       ->capture_default_str();
@@ -187,6 +198,11 @@ void add_bench_serve_command(CLI::App& bench) {
   command->add_flag(
       "--check-repeats", flags->checks_repeats,
       "Requests with the same body must get the same text (greedily, or with a seed)");
+  command
+      ->add_option("--canary-every", flags->plan.canary_every,
+                   "The first and then every so many-th request is one and the same, greedy, and "
+                   "must get the same text each time; 0: none")
+      ->capture_default_str();
   command->add_flag("--json", flags->is_json, "One JSON object on stdout, under vLLM's names");
   command->add_option("--save-result,--result-filename", flags->result_file,
                       "Writes the JSON object to this file");

@@ -82,6 +82,7 @@ class LoadRun {
   struct Attempt {
     bool has_status = false;  // the server began to answer
     bool is_kept_alive = false;
+    bool is_late = false;  // its time was over
   };
 
   asio::awaitable<void> send_requests() {
@@ -96,7 +97,7 @@ class LoadRun {
       Attempt attempt;
       co_await send_one(requests_[index], stream, result, attempt);
       // The server may have closed a connection that was idle: that is no failure of the request.
-      if (was_open && !result.error.empty() && !attempt.has_status) {
+      if (was_open && !result.error.empty() && !attempt.has_status && !attempt.is_late) {
         stream.reset();
         co_await send_one(requests_[index], stream, result, attempt);
       }
@@ -118,7 +119,8 @@ class LoadRun {
       stream->expires_after(seconds(options_.timeout_s));
       co_await stream->async_connect(endpoints_, asio::redirect_error(asio::use_awaitable, error));
       if (error) {
-        result.error = "connect: " + error.message();
+        attempt.is_late = error == beast::error::timeout;
+        result.error = attempt.is_late ? "timeout" : "connect: " + error.message();
         co_return;
       }
       stream->socket().set_option(asio::ip::tcp::no_delay(true), error);
@@ -136,13 +138,15 @@ class LoadRun {
     message.prepare_payload();
     co_await http::async_write(*stream, message, asio::redirect_error(asio::use_awaitable, error));
     if (error) {
-      result.error = "send: " + error.message();
+      attempt.is_late = error == beast::error::timeout;
+      result.error = attempt.is_late ? "timeout" : "send: " + error.message();
       co_return;
     }
     co_await read_response(*stream, sent, result, attempt, error);
     if (!error && !result.error.empty()) co_return;
     if (error) {
-      result.error = error == beast::error::timeout ? "timeout" : "receive: " + error.message();
+      attempt.is_late = error == beast::error::timeout;
+      result.error = attempt.is_late ? "timeout" : "receive: " + error.message();
     } else if (!attempt.is_kept_alive) {
       stream.reset();
     }
@@ -224,6 +228,9 @@ class LoadRun {
           last = now;
           result.text += std::string_view(text->as_string());
           if (result.num_prompt_tokens < 0) ++result.num_output_tokens;
+        } else if (const auto* reason = choice.if_contains("finish_reason");
+                   reason != nullptr && reason->is_string() && result.first_token_s == 0) {
+          result.first_token_s = seconds_between(sent, Clock::now());  // tokens without any text
         }
       }
       const auto* usage = object.if_contains("usage");

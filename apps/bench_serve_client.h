@@ -16,9 +16,9 @@ struct LoadRequest {
 /// What came of it. Times are seconds since the request was sent.
 struct LoadResult {
   bool is_done = false;
-  std::string error;  // empty: it succeeded
-  double sent_s = 0;  // since the run began
-  double first_token_s = 0;
+  std::string error;         // empty: it succeeded
+  double sent_s = 0;         // since the run began
+  double first_token_s = 0;  // first event with text; without any, the one that ends the answer
   double end_s = 0;
   std::vector<double> gaps_s;      // between events with text
   int64_t num_prompt_tokens = -1;  // as the server counts them; -1: it does not say

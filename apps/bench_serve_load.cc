@@ -106,6 +106,28 @@ std::vector<Wish> jsonl_wishes(const LoadPlan& plan) {
   return wishes;
 }
 
+/// Lines of verse: shared beginnings, which a prefix cache may keep, and ends of their own.
+std::vector<Wish> sonnet_wishes(const LoadPlan& plan, LoadRandom& random) {
+  constexpr size_t kBytesPerToken = 4;
+  std::vector<std::string> lines = lines_of(plan.dataset_path);
+  std::erase(lines, "");
+  CARAVAN_CHECK_CODE(!lines.empty(), kCorrupt, "{}: no line in it", plan.dataset_path);
+  const auto prefix_bytes = static_cast<size_t>(plan.sonnet_prefix_len) * kBytesPerToken;
+  const auto prompt_bytes = static_cast<size_t>(plan.random_input_len) * kBytesPerToken;
+  std::string prefix;
+  for (size_t i = 0; prefix.size() < prefix_bytes; ++i) prefix += lines[i % lines.size()] + "\n";
+  std::vector<Wish> wishes;
+  while (std::ssize(wishes) < plan.num_prompts) {
+    std::string text = prefix;
+    while (text.size() < prompt_bytes) text += lines[random.next() % lines.size()] + "\n";
+    wishes.push_back({.text = std::move(text),
+                      .input_len = 0,
+                      .output_len = plan.random_output_len,
+                      .start_s = 0});
+  }
+  return wishes;
+}
+
 template <typename T>
 bool parse_number(std::string_view text, T& value) {
   const auto result = std::from_chars(text.data(), text.data() + text.size(), value);
@@ -201,6 +223,14 @@ void check_plan(const LoadPlan& plan) {
                 plan.request_rate);
   CARAVAN_CHECK(plan.burstiness > 0, "--burstiness {}: expected more than 0", plan.burstiness);
   CARAVAN_CHECK(plan.vocab_size >= 1, "--vocab-size {}: expected at least 1", plan.vocab_size);
+  CARAVAN_CHECK(plan.canary_every >= 0, "--canary-every {}: expected 0 or more", plan.canary_every);
+  constexpr int64_t kMaxSonnetTokens = 1'000'000;
+  CARAVAN_CHECK(
+      plan.dataset != "sonnet" ||
+          (plan.sonnet_prefix_len >= 0 && plan.sonnet_prefix_len <= plan.random_input_len &&
+           plan.random_input_len <= kMaxSonnetTokens),
+      "--sonnet-prefix-len {}, --random-input-len {}: expected 0 to {}, the prefix the shorter",
+      plan.sonnet_prefix_len, plan.random_input_len, kMaxSonnetTokens);
   CARAVAN_CHECK(plan.dataset == "random" || !plan.dataset_path.empty(),
                 "--dataset-name {} needs --dataset-path FILE", plan.dataset);
 }
@@ -213,6 +243,8 @@ std::vector<LoadRequest> make_load(const LoadPlan& plan) {
   std::vector<Wish> wishes;
   if (plan.dataset == "jsonl") {
     wishes = jsonl_wishes(plan);
+  } else if (plan.dataset == "sonnet") {
+    wishes = sonnet_wishes(plan, random);
   } else if (plan.dataset == "trace") {
     wishes = trace_wishes(plan);
   } else {
@@ -235,6 +267,13 @@ std::vector<LoadRequest> make_load(const LoadPlan& plan) {
   }
   std::stable_sort(requests.begin(), requests.end(),
                    [](const auto& a, const auto& b) { return a.start_s < b.start_s; });
+  if (plan.canary_every > 0) {
+    LoadPlan greedy = plan;
+    greedy.temperature = 0;
+    const std::string canary = body_of(greedy, wishes.front(), random);
+    const auto step = static_cast<size_t>(plan.canary_every);
+    for (size_t i = 0; i < requests.size(); i += step) requests[i].body = canary;
+  }
   return requests;
 }
 

@@ -181,6 +181,52 @@ TEST_F(LoadFileTest, JsonlFromTheStartAgain) {
   }
 }
 
+TEST_F(LoadFileTest, SonnetsBeginAlike) {
+  LoadPlan plan;
+  plan.dataset = "sonnet";
+  plan.num_prompts = 20;
+  plan.random_input_len = 100;
+  plan.sonnet_prefix_len = 10;
+  std::string verse;
+  for (int i = 0; i < 50; ++i) verse += "this is the line of number " + std::to_string(i) + "\n\n";
+  plan.dataset_path = write(verse);
+  std::set<std::string> ends;
+  for (const LoadRequest& request : make_load(plan)) {
+    const boost::json::value body = parse_json(request.body, "");
+    const std::string text(body.at("prompt").as_string());
+    const std::string prefix = "this is the line of number 0\nthis is the line of number 1\n";
+    EXPECT_EQ(text.substr(0, prefix.size()), prefix);
+    EXPECT_GE(text.size(), 400u);
+    EXPECT_LT(text.size(), 440u);
+    ends.insert(text.substr(prefix.size()));
+  }
+  EXPECT_EQ(ends.size(), 20u);
+  plan.sonnet_prefix_len = 101;
+  EXPECT_THROW(make_load(plan), Error);
+  plan.sonnet_prefix_len = 10;
+  plan.dataset_path = write("\n\n");
+  EXPECT_THROW(make_load(plan), Error);
+}
+
+TEST(MakeLoad, TheCanaryIsEverySoManyth) {
+  LoadPlan plan;
+  plan.num_prompts = 11;
+  plan.random_input_len = 5;
+  plan.temperature = 1;
+  plan.request_rate = 5;
+  plan.canary_every = 4;
+  const std::vector<LoadRequest> load = make_load(plan);
+  EXPECT_EQ(parse_json(load[0].body, "").at("temperature").to_number<double>(), 0);
+  for (size_t i = 0; i < load.size(); ++i) {
+    EXPECT_EQ(load[i].body == load[0].body, i % 4 == 0) << i;
+    if (i > 0) {
+      EXPECT_GT(load[i].start_s, load[i - 1].start_s);
+    }
+  }
+  plan.canary_every = -1;
+  EXPECT_THROW(make_load(plan), Error);
+}
+
 TEST_F(LoadFileTest, TraceKeepsTimesAndLengths) {
   LoadPlan plan;
   plan.dataset = "trace";
