@@ -6,6 +6,7 @@ usage: bench_serve_test.py CARAVAN SOURCE_DIR
 import json
 import pathlib
 import re
+import resource
 import socketserver
 import subprocess
 import sys
@@ -24,9 +25,12 @@ def check(is_right, message):
         failures.append(str(message))
 
 
-def bench(program, url, *flags, status=0, as_json=True):
-    """The JSON object, or the block of lines, of a run that must end with this status."""
-    command = [program, "--quiet", "bench", "serve", "--base-url", url, *map(str, flags)]
+def bench(program, url, *flags, status=0, as_json=True, before=()):
+    """The JSON object, or the block of lines, of a run that must end with this status.
+
+    `before` stands between the program and its arguments.
+    """
+    command = [program, *before, "--quiet", "bench", "serve", "--base-url", url, *map(str, flags)]
     result = subprocess.run(
         command + ["--json"] * as_json, capture_output=True, text=True, timeout=120, check=False
     )
@@ -229,15 +233,19 @@ def test_many(program):
     """More than a thousand streams that are all open at the same time."""
     count = 1100
     everyone = threading.Barrier(count)
+    # This process holds their other ends; the program gets the low limit and must raise it itself.
+    low, high = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (high, high))
 
     def answer(_, send, __):
         everyone.wait(timeout=60)
         send(whole(text_event("a") + event("[DONE]")))
 
     with FakeServer(answer) as fake:
-        figures = bench(
-            program, fake.url, "--num-prompts", count, "--random-input-len", 1, "--timeout", 100
-        )
+        flags = ["--num-prompts", count, "--random-input-len", 1, "--timeout", 100]
+        before = ["-c", 'ulimit -S -n 256; exec "$@"', "sh", program]
+        figures = bench("/bin/sh", fake.url, *flags, before=before)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (low, high))
     check(figures["completed"] == count, figures)
 
 
