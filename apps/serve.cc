@@ -281,6 +281,8 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
       .add_option("--metrics-prefix", flags.api.metrics_prefix,
                   "What the names in /metrics begin with")
       ->capture_default_str();
+  command.add_flag("--public-metrics", flags.api.has_public_metrics,
+                   "/metrics needs no API key, for collectors that have none");
   command
       .add_option("--max-logprobs", flags.limits.max_logprobs,
                   "Most log probabilities that a request may ask for at each token")

@@ -207,6 +207,7 @@ std::vector<HttpRoute> ApiServer::routes() {
   routes.push_back(route("GET", "/v1/models/*", &ApiServer::get_model));
   routes.push_back(route("GET", "/v2/models/*", &ApiServer::kserve_model));
   routes.push_back(route("GET", "/metrics", &ApiServer::get_metrics));
+  routes.back().is_public = options_.has_public_metrics;
   routes.push_back(route("GET", "/openapi.json", &ApiServer::get_openapi));
   return routes;
 }

@@ -19,6 +19,7 @@ struct ApiServerOptions {
   std::string version;
   std::vector<std::string> served_names;  // the first is what answers say
   std::string metrics_prefix = "vllm";
+  bool has_public_metrics = false;  // /metrics needs no API key
   std::string overflow = "reject";  // see PromptPreparation
   /// Health is red when the engine had work and finished no step for so long.
   double stall_limit_ms = 5000;

@@ -542,5 +542,23 @@ TEST_F(ApiServerTest, TheApiDescribesItself) {
   }
 }
 
+TEST(PublicMetricsTest, AreAskedFor) {
+  for (const bool is_wanted : {false, true}) {
+    ApiServerOptions options;
+    options.served_names = {"nano"};
+    options.has_public_metrics = is_wanted;
+    ApiServer api(options);
+    for (const HttpRoute& route : api.routes()) {
+      if (route.path == "/metrics") {
+        EXPECT_EQ(route.is_public, is_wanted);
+      }
+      if (route.path == "/v1/completions") {
+        EXPECT_FALSE(route.is_public);
+      }
+    }
+    api.stop();
+  }
+}
+
 }  // namespace
 }  // namespace caravan
