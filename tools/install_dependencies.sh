@@ -18,6 +18,7 @@ test_packages=(
   clang-format clang-tidy
   python3-venv                            # .venv
   haproxy                                 # deploy/haproxy.cfg
+  chromium chromium-driver                # the server's page
 )
 
 # .venv holds the requirements it was made of as its last file, so that a change of the list or an
