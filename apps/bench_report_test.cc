@@ -9,7 +9,7 @@
 namespace caravan {
 namespace {
 
-constexpr Ceilings kCeilings{.read_gb_per_s = 100,
+const Ceilings kCeilings{.read_gb_per_s = 100,
                              .copy_gb_per_s = 80,
                              .matmul_tflops = 2,
                              .host_to_device_gb_per_s = 50,

@@ -216,10 +216,13 @@ TEST(LayerNormConformance, MatchesTheReferenceAndItself) {
 }
 
 TEST(EmbeddingConformance, GathersFromEveryLayout) {
-  for (const auto& [tokens, hidden, vocab] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1},
-                                              {7, 33, 70},
-                                              {33, 768, 50},
-                                              {5, 1023, 257}}) {
+  struct Shape {
+    int64_t tokens, hidden, vocab;
+  };
+  for (const Shape& shape : {Shape{1, 1, 1}, {7, 33, 70}, {33, 768, 50}, {5, 1023, 257}}) {
+    const int64_t tokens = shape.tokens;
+    const int64_t hidden = shape.hidden;
+    const int64_t vocab = shape.vocab;
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
       const size_t weights = static_cast<size_t>(vocab * hidden);
       const size_t positions = static_cast<size_t>(tokens * hidden);
@@ -269,8 +272,13 @@ TEST(EmbeddingConformance, GathersFromEveryLayout) {
 
 TEST(AppendKvConformance, WritesTheReferencesBytes) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16, DType::kI8, DType::kF8E4M3}) {
-    for (const auto& [tokens, heads, head_dim] :
-         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {1, 3, 64}, {19, 2, 33}, {40, 12, 80}}) {
+    struct Shape {
+      int64_t tokens, heads, head_dim;
+    };
+    for (const Shape& shape : {Shape{1, 1, 1}, {1, 3, 64}, {19, 2, 33}, {40, 12, 80}}) {
+      const int64_t tokens = shape.tokens;
+      const int64_t heads = shape.heads;
+      const int64_t head_dim = shape.head_dim;
       const int64_t hidden = heads * head_dim;
       const std::vector<float> qkv = random_values(static_cast<size_t>(tokens * 3 * hidden), 5);
       std::vector<int64_t> slots;
