@@ -1,11 +1,13 @@
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "apps/commands.h"
 #include "core/error.h"
@@ -58,6 +60,18 @@ void set_environment_names(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands({})) set_environment_names(*command);
 }
 
+// The arguments, last first as CLI11 takes them, with llama.cpp's short names of serve's flags spelled
+// out: CLI11 knows short names of one letter only.
+std::vector<std::string> arguments(int argc, char** argv) {
+  std::vector<std::string> args(argv + 1, argv + argc);
+  for (auto arg = std::find(args.begin(), args.end(), "serve"); arg != args.end(); ++arg) {
+    if (*arg == "-np") *arg = "--parallel";
+    if (*arg == "-ctk") *arg = "--kv-cache-dtype";
+  }
+  std::reverse(args.begin(), args.end());
+  return args;
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Caravan: inference for GPT-2-family language models.", "caravan"};
   app.set_version_flag("--version", "caravan " CARAVAN_VERSION);
@@ -86,7 +100,7 @@ int run(int argc, char** argv) {
   add_bench_command(app);
   set_environment_names(app);
   try {
-    app.parse(argc, argv);
+    app.parse(arguments(argc, argv));
   } catch (const CLI::RuntimeError& e) {
     return e.get_exit_code();  // 1: a command did its work and what it checks did not pass
   } catch (const CLI::ParseError& e) {

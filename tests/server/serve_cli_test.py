@@ -33,6 +33,7 @@ def check_refusals(check, model, directory):
     empty.write_text("\n\n")
     check.refuses(64, "no key in it", *serve, "--api-key-file", empty)
     check.refuses(64, "5000", *serve, "--max-model-len", 5000)
+    check.refuses(64, "--kv-cache-dtype q3", *serve, "-ctk", "q3")
     check.refuses(66, "no such directory", "serve", "--model", directory / "none")
 
 
@@ -131,7 +132,7 @@ def check_answers(check, model, directory):
     template = directory / "template.txt"
     template.write_text("S={system}\nU={user};A={assistant};<|endoftext|>\n")
     flags = ["--chat-template", template, "--overflow", "head", "--max-model-len", 32,
-             "--metrics-prefix", "nano", "--no-enable-prefix-caching"]
+             "--metrics-prefix", "nano", "--no-enable-prefix-caching", "-np", 3]
     messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "<|endoftext|>"},
                 {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
     with Server(check.program, model, *flags) as server:
@@ -158,6 +159,7 @@ def check_answers(check, model, directory):
         free = {**seeded, "seed": None, "n": 4}
         texts = [c["text"] for c in server.post("/v1/completions", free)[1]["choices"]]
         check.expect(len(set(texts)) > 1, "without a seed texts differ")
+    check.expect("3 sequences at once" in server.log, f"-np: {server.log}")
 
 
 def main():
