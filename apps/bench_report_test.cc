@@ -10,10 +10,10 @@ namespace caravan {
 namespace {
 
 const Ceilings kCeilings{.read_gb_per_s = 100,
-                             .copy_gb_per_s = 80,
-                             .matmul_tflops = 2,
-                             .host_to_device_gb_per_s = 50,
-                             .note = ""};
+                         .copy_gb_per_s = 80,
+                         .matmul_tflops = 2,
+                         .host_to_device_gb_per_s = 50,
+                         .note = ""};
 
 BenchSubject subject(const Ceilings& ceilings) {
   return {.model = "tiny",

@@ -60,8 +60,8 @@ void set_environment_names(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands({})) set_environment_names(*command);
 }
 
-// The arguments, last first as CLI11 takes them, with llama.cpp's short names of serve's flags spelled
-// out: CLI11 knows short names of one letter only.
+// The arguments, last first as CLI11 takes them, with llama.cpp's short names of serve's flags
+// spelled out: CLI11 knows short names of one letter only.
 std::vector<std::string> arguments(int argc, char** argv) {
   std::vector<std::string> args(argv + 1, argv + argc);
   for (auto arg = std::find(args.begin(), args.end(), "serve"); arg != args.end(); ++arg) {

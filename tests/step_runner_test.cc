@@ -94,7 +94,8 @@ void expect_equal(const ScoredToken& got, const ScoredToken& wanted) {
 class StepRunnerTest : public ::testing::TestWithParam<TestBackend> {};
 
 std::vector<SamplingParams> settings() {
-  std::vector<SamplingParams> all(12);
+  std::vector<SamplingParams> all(13);  // the last: greedy and alone
+  all[0].repetition_penalty = 5.0f;  // in slot 0, beside rows that only fill the batch
   all[1].repetition_penalty = 1.5f;
   all[2].temperature = 0.9f;
   all[2].top_k = 40;
@@ -130,7 +131,7 @@ TEST_P(StepRunnerTest, TokensAreThoseOfTheHostsSamplerInEveryMixture) {
     r.num_prompt_tokens = 1 + index * 5 % 17;
     r.tokens = random_ids(r.num_prompt_tokens, vocab_size, static_cast<uint32_t>(index));
     r.params = params;
-    // Two times six of them, each place used twice; no two begin together.
+    // Six at a time, then the last; places are used again; no two begin together.
     r.slot = index % kMaxBatch;
     r.first_step = index / kMaxBatch * (kNumOutput + kMaxBatch) + index % kMaxBatch;
     requests.push_back(r);
@@ -138,7 +139,7 @@ TEST_P(StepRunnerTest, TokensAreThoseOfTheHostsSamplerInEveryMixture) {
   Sampler sampler;
   Batch batch(runner->cache().block_size());
   int64_t num_tokens = 0;
-  for (int64_t step = 0; step < 2 * (kNumOutput + kMaxBatch); ++step) {
+  for (int64_t step = 0; step < 3 * (kNumOutput + kMaxBatch); ++step) {
     batch.clear();
     std::vector<SampleRequest> rows;
     std::vector<Request*> running;

@@ -95,8 +95,8 @@ struct RowSampling {
   float top_p = 1.0f;
   float repetition_penalty = 1.0f;
   uint64_t seed = 0;
-  uint64_t counter = 0;      // tokens of the sequence so far: the draw is uniform_random(seed, it)
-  int32_t history_slot = 0;  // row of `seen`; -1: none, the row only fills the batch
+  uint64_t counter = 0;       // tokens of the sequence so far: the draw is uniform_random(seed, it)
+  int32_t history_slot = -1;  // row of `seen`; -1: none, the row only fills the batch
   int32_t padding = 0;
 };
 static_assert(sizeof(RowSampling) == 40);

@@ -64,6 +64,11 @@ bool is_chosen_by_host(const SamplingParams& p) {
          !p.logit_bias.empty() || p.min_output_len > 0;
 }
 
+/// Of SampleOp::seen.
+int64_t seen_bytes(int64_t num_slots, int64_t vocab_size) {
+  return num_slots * ceil_div(vocab_size, 32) * static_cast<int64_t>(sizeof(uint32_t));
+}
+
 /// The last token of the batch is the last there is: a scored prompt chunk may have more after it.
 bool ends_history(const Batch& batch, size_t row, const SampleRequest& request) {
   return batch.logits_position(row) + 1 >= static_cast<int64_t>(request.history.size());
@@ -102,6 +107,7 @@ int64_t ModelRunner::workspace_bytes(const ModelConfig& config, const Backend& b
                                                          backend.query_tile())) +
              tokens;
   }
+  if (backend.samples_on_device()) total += seen_bytes(limits.max_num_seqs, config.vocab_size);
   return total;
 }
 
@@ -142,6 +148,12 @@ ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
   device_rows_ = backend_->allocate(tokens_bytes);
   sampled_ = backend_->allocate(tokens_bytes);
   for (Step& step : steps_) step.device_tokens = backend_->allocate_host(tokens_bytes);
+  if (!backend_->samples_on_device()) return;
+  // Now, because later the cache may have taken what is free.
+  seen_ = backend_->allocate(
+      static_cast<size_t>(seen_bytes(options.max_batch_size, dir.config.vocab_size)));
+  const auto num_ids = static_cast<size_t>(options.max_batch_size * max_seq_len_);
+  for (Step& step : steps_) step.prompts = backend_->allocate_host(num_ids * sizeof(int32_t));
 }
 
 BatchTensors ModelRunner::prepare(const Batch& batch, int64_t num_rows, int64_t max_context_len,
@@ -294,14 +306,6 @@ void ModelRunner::prepare_seen(std::span<const SampleRequest> requests, Step& st
   };
   if (std::none_of(requests.begin(), requests.end(), has_penalty)) return;
   const int64_t vocab_size = model_.config().vocab_size;
-  if (seen_.data() == nullptr) {
-    seen_ = backend_->allocate(static_cast<size_t>(max_batch_size_ * ceil_div(vocab_size, 32)) *
-                               sizeof(uint32_t));
-  }
-  if (step.prompts.data() == nullptr) {
-    step.prompts = backend_->allocate_host(static_cast<size_t>(max_batch_size_ * max_seq_len_) *
-                                           sizeof(int32_t));
-  }
   auto* ids = step.prompts.as<int32_t>();
   for (const SampleRequest& r : requests) {
     if (!has_penalty(r) || !r.is_first_output) continue;
@@ -340,10 +344,8 @@ void ModelRunner::launch_on_device(const Batch& batch, std::span<const SampleReq
       is_decode ? row_bucket(batch.num_seqs(), max_batch_size_) : batch.num_logits();
   const int64_t max_context_len =
       is_decode ? context_bucket(batch.max_context_len(), max_seq_len_) : batch.max_context_len();
-  // What the rows that only fill the batch choose belongs to nobody.
-  RowSampling padding;
-  padding.history_slot = -1;
-  sampling.resize(static_cast<size_t>(num_rows), padding);
+  // What the rows that only fill the batch choose is in no sequence's history.
+  sampling.resize(static_cast<size_t>(num_rows));
   const BatchTensors tensors = prepare(batch, is_decode ? num_rows : 0, max_context_len, sampling);
   const auto* rows = static_cast<const RowSampling*>(device_batch_->extra());
   const int slot = step_slot();

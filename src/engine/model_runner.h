@@ -74,7 +74,7 @@ class ModelRunner : public StepRunner {
   int64_t max_num_logits() const { return max_num_logits_; }
 
   /// Bytes beside weights and cache that a runner with these limits allocates: activations, kernel
-  /// scratch and logits.
+  /// scratch, logits, and what a device needs that chooses tokens itself.
   static int64_t workspace_bytes(const ModelConfig& config, const Backend& backend,
                                  const StepLimits& limits, DType dtype);
   /// Tokens that one sequence may have: the engine's or the model's, or `wanted` if that is less.
@@ -88,7 +88,7 @@ class ModelRunner : public StepRunner {
   struct Step {
     std::vector<StepOutput> outputs;
     Buffer device_tokens;     // pinned, written by the device
-    Buffer prompts;           // pinned, tokens to mark in seen_; as long as that
+    Buffer prompts;           // pinned [max_batch_size * max_seq_len] int32, to mark in seen_
     bool is_waiting = false;  // the tokens are still to be read from there
     int64_t marker = 0;
   };
@@ -128,7 +128,7 @@ class ModelRunner : public StepRunner {
   std::optional<DeviceBatch> device_batch_;
   Buffer sampled_;           // [max_num_logits] int32 on the device: the last step's tokens
   int64_t num_sampled_ = 0;  // of them; 0: no id of the next step may refer to them
-  Buffer seen_;              // SampleOp::seen, made when the first request has a repetition penalty
+  Buffer seen_;              // SampleOp::seen
   int64_t max_batch_size_;
   std::array<Step, kNumSteps> steps_;
   int64_t num_launched_ = 0;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/linear_layout.h"
+#include "kernels/cuda/linear.h"
 #include "tests/cuda/device_array.h"
 #include "tests/cuda/linear_chain.h"
 
@@ -265,6 +266,27 @@ TEST_F(LinearWgmma, ARowHasTheSameBitsInEveryBatch) {
     const std::vector<float> got = part.host<float>();
     EXPECT_EQ(std::memcmp(got.data(), wanted.data() + first * out, got.size() * 4), 0)
         << count << " rows from " << first;
+  }
+}
+
+// The sizes of camel-5b, on both sides of the numbers of rows at which another kernel takes over.
+TEST_F(LinearWgmma, TheKernelsOfEveryNumberOfRowsGiveTheBitsOfTheChain) {
+  const int64_t shapes[][2] = {{4096, 4096}, {16384, 4096}, {4096, 12288}};
+  for (const auto& [in, out] : shapes) {
+    const Problem p(65, in, out, DType::kF16);
+    const size_t row_bytes = static_cast<size_t>(out) * 4;
+    const DeviceArray chain(65 * row_bytes);
+    chain_linear(p.args(chain, DType::kF32, out, Activation::kNone), context_);
+    const std::vector<std::byte> wanted = chain.host<std::byte>();
+    for (const int64_t num_tokens : {1, 8, 9, 16, 17, 32, 33, 64, 65}) {
+      const size_t num_bytes = static_cast<size_t>(num_tokens) * row_bytes;
+      const DeviceArray y(num_bytes);
+      LinearArgs args = p.args(y, DType::kF32, out, Activation::kNone);
+      args.num_tokens = num_tokens;
+      launch_linear(args, context_);
+      EXPECT_EQ(std::memcmp(y.host<std::byte>().data(), wanted.data(), num_bytes), 0)
+          << num_tokens << " rows, " << in << " to " << out;
+    }
   }
 }
 

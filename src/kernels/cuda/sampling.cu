@@ -471,7 +471,7 @@ __global__ void __launch_bounds__(kThreads, 1) sample_kernel(const SampleArgs p)
   row.temperature = sampling.temperature;
   row.penalty = sampling.repetition_penalty;
   row.shared = shared;
-  if (p.seen != nullptr && sampling.repetition_penalty != 1.0f) {
+  if (p.seen != nullptr && sampling.history_slot >= 0 && sampling.repetition_penalty != 1.0f) {
     row.seen = p.seen + sampling.history_slot * ((p.vocab_size + 31) / 32);
   }
 

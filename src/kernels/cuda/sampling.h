@@ -14,8 +14,8 @@ struct RowSampling {
   float top_p = 1.0f;
   float repetition_penalty = 1.0f;  // 1: history is not read
   uint64_t seed = 0;
-  uint64_t counter = 0;      // history length: the draw is uniform_random(seed, counter)
-  int32_t history_slot = 0;  // row of `seen` that holds the sequence's tokens; -1: none
+  uint64_t counter = 0;       // history length: the draw is uniform_random(seed, counter)
+  int32_t history_slot = -1;  // row of `seen` that holds the sequence's tokens; -1: none
   int32_t padding = 0;
 };
 
