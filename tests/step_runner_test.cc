@@ -95,7 +95,7 @@ class StepRunnerTest : public ::testing::TestWithParam<TestBackend> {};
 
 std::vector<SamplingParams> settings() {
   std::vector<SamplingParams> all(13);  // the last: greedy and alone
-  all[0].repetition_penalty = 5.0f;  // in slot 0, beside rows that only fill the batch
+  all[0].repetition_penalty = 5.0f;     // in slot 0, beside rows that only fill the batch
   all[1].repetition_penalty = 1.5f;
   all[2].temperature = 0.9f;
   all[2].top_k = 40;
@@ -278,6 +278,43 @@ class BrokenModel {
   fs::path path_;
   bool is_broken_ = false;
 };
+
+TEST_P(StepRunnerTest, APromptThatIsNotFiniteTakesNoScoresFromOthers) {
+  const BrokenModel broken(9);
+  const std::unique_ptr<ModelRunner> runner = open(GetParam().options, broken.path());
+  const std::unique_ptr<ModelRunner> whole = open(GetParam().options, kModel);
+  const int64_t vocab_size = runner->model().config().vocab_size;
+  SamplingParams params;
+  params.num_prompt_logprobs = 2;
+  const std::vector<std::vector<int32_t>> prompts{
+      random_ids(6, vocab_size, 1), random_ids(20, vocab_size, 2), random_ids(8, vocab_size, 3)};
+  Batch batch(runner->cache().block_size());
+  std::vector<SampleRequest> rows;
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    const auto slot = static_cast<int64_t>(i);
+    const auto length = static_cast<int64_t>(prompts[i].size());
+    batch.add_sequence(prompts[i].data(), length, 0, blocks_of(*runner, slot), LogitsWanted::kAll);
+    rows.push_back({.params = &params,
+                    .num_tokens = length,
+                    .history = prompts[i],
+                    .num_prompt_tokens = length,
+                    .slot = slot,
+                    .is_first_output = true,
+                    .banned = {},
+                    .wants_prompt_logprobs = true});
+  }
+  runner->launch(batch, rows);
+  const std::span<const StepOutput> outputs = runner->collect();
+  EXPECT_EQ(outputs[1].token.token_id, StepOutput::kNotFinite);
+  EXPECT_TRUE(outputs[1].prompt_tokens.empty());
+  for (const size_t i : {size_t{0}, size_t{2}}) {
+    ASSERT_EQ(outputs[i].prompt_tokens.size(), prompts[i].size() - 1);
+    for (size_t k = 1; k < prompts[i].size(); ++k) {
+      const std::vector<float> logits = last_logits(*whole, {prompts[i].data(), k});
+      expect_equal(outputs[i].prompt_tokens[k - 1], score_token(logits, prompts[i][k], 2));
+    }
+  }
+}
 
 TEST_P(StepRunnerTest, ASequenceThatIsNotFiniteIsToldAndTheOthersGoOn) {
   constexpr int64_t kPosition = 9;

@@ -63,6 +63,7 @@ class Llm {
   std::string decode(const std::vector<int32_t>& ids) const;
 
   /// Text of prompt `index` that became complete; called in order, whole UTF-8 characters only.
+  /// What it throws ends the call and comes out of generate().
   using OnText = std::function<void(size_t index, std::string_view text)>;
 
   /// Completes all prompts, as many at once as fit. params: one for all, or one a prompt.

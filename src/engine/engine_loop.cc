@@ -22,22 +22,6 @@ double milliseconds(Clock::time_point from, Clock::time_point to) {
   return std::chrono::duration<double, std::milli>(to - from).count();
 }
 
-RequestTimings timings_of(const Sequence& s) {
-  RequestTimings timings{.num_prompt_tokens = s.num_prompt_tokens,
-                         .num_output_tokens = s.num_output_tokens()};
-  // One that was cancelled may not have come so far; its times are those up to now.
-  const Clock::time_point now = Clock::now();
-  const auto or_now = [&](Clock::time_point t) { return t == Clock::time_point{} ? now : t; };
-  const Clock::time_point first_step = or_now(s.first_step);
-  const Clock::time_point first_token = or_now(s.first_token);
-  timings.queue_ms = milliseconds(s.arrival, first_step);
-  if (s.first_step == Clock::time_point{}) return timings;
-  timings.prefill_ms = milliseconds(first_step, first_token);
-  if (s.first_token == Clock::time_point{}) return timings;
-  timings.decode_ms = milliseconds(first_token, or_now(s.last_token));
-  return timings;
-}
-
 }  // namespace
 
 struct EngineLoop::Impl {
@@ -79,7 +63,11 @@ struct EngineLoop::Impl {
     int64_t id = 0;
     {
       const std::lock_guard lock(mutex);
-      if (is_draining || is_stopping || num_queued >= options.max_waiting) return std::nullopt;
+      // Those for whom a place is free do not count as waiting.
+      const int64_t num_free = engine->limits().scheduler.max_batch_size - figures.num_running;
+      if (is_draining || is_stopping || num_queued >= options.max_waiting + num_free) {
+        return std::nullopt;
+      }
       if (options.max_waiting_tokens > 0 && num_queued > 0 &&
           num_queued_tokens + num_tokens > options.max_waiting_tokens) {
         return std::nullopt;

@@ -38,7 +38,7 @@ struct StepInfo {
 };
 
 struct EngineLoopOptions {
-  int64_t max_waiting = 1024;      // requests; submit() refuses more
+  int64_t max_waiting = 1024;      // requests beyond the free places; submit() refuses more
   int64_t max_waiting_tokens = 0;  // of their prompts, likewise; 0: no limit
   /// Called on the loop's thread after every step; must be quick.
   std::function<void(const StepInfo&)> on_step;

@@ -284,6 +284,31 @@ TEST(EngineLoopTest, AFullQueueRefusesUntilThereIsRoom) {
   EXPECT_FALSE(loop->submit(request(1, 5), to(again))) << "after drain()";
 }
 
+TEST(EngineLoopTest, WhoeverFindsAPlaceDoesNotWait) {
+  Gate gate;
+  LoopSetup setup;
+  setup.device.max_batch_size = 4;
+  setup.loop.max_waiting = 0;
+  setup.on_collect = [&](int64_t step) {
+    if (step == 1) gate.pass();
+  };
+  const auto loop = open(setup);
+  std::vector<std::unique_ptr<Told>> all;
+  for (int i = 0; i < 4; ++i) {
+    all.push_back(std::make_unique<Told>());
+    ASSERT_TRUE(loop->submit(request(i, 50), to(*all.back()))) << i;
+  }
+  gate.wait_until_reached();
+  Told late;
+  EXPECT_FALSE(loop->submit(request(9, 50), to(late)));
+  gate.open();
+  for (int i = 0; i < 4; ++i) {
+    all[static_cast<size_t>(i)]->wait();
+    EXPECT_EQ(all[static_cast<size_t>(i)]->tokens, expected(request(i, 50)));
+  }
+  EXPECT_TRUE(loop->drain(20000));
+}
+
 TEST(EngineLoopTest, AQueueFullOfTokensRefuses) {
   Gate gate;
   LoopSetup setup;

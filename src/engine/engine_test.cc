@@ -208,6 +208,38 @@ TEST(SchedulerTest, CopiesThatComeTogetherComputeTheirPromptOnce) {
   EXPECT_EQ(scheduler.num_running(), 5);
 }
 
+TEST(SchedulerTest, CopiesOfALongPromptComputeItOnce) {
+  Scheduler scheduler(limits(8, 64, 200));
+  Batch batch(16);
+  for (int64_t id = 0; id < 5; ++id) scheduler.add(sequence(id, 600, 4));
+  int64_t num_tokens = 0, num_steps = 0;
+  for (; !scheduler.is_empty() && num_steps < 100; ++num_steps) {
+    run_step(scheduler, batch);
+    num_tokens += batch.num_tokens();
+  }
+  EXPECT_TRUE(scheduler.is_empty());
+  // The last block, which is not full, is each one's own; so are the tokens but the last.
+  EXPECT_EQ(num_tokens, 592 + 5 * (8 + 3));
+  EXPECT_EQ(scheduler.counters().prefix_hits, 4 * 592);
+}
+
+TEST(TimingsTest, EndWhereTheSequenceEnded) {
+  using Clock = Sequence::Clock;
+  Sequence s;
+  s.num_prompt_tokens = 3;
+  s.arrival = Clock::now() - std::chrono::milliseconds(100);
+  s.first_step = s.arrival + std::chrono::milliseconds(10);
+  s.last_token = s.arrival + std::chrono::milliseconds(30);
+  const RequestTimings without_token = timings_of(s);  // its first was not a number
+  EXPECT_EQ(without_token.queue_ms, 10);
+  EXPECT_GE(without_token.prefill_ms, 90);
+  EXPECT_LT(without_token.prefill_ms, 1e6);
+  EXPECT_EQ(without_token.decode_ms, 0);
+  s.first_token = s.arrival + std::chrono::milliseconds(15);
+  EXPECT_EQ(timings_of(s).prefill_ms, 5);
+  EXPECT_EQ(timings_of(s).decode_ms, 15);
+}
+
 // A stream of requests that fills the engine for ever, and one of lower priority.
 TEST(SchedulerTest, APriorityIsAHeadStartNotAWall) {
   for (const int32_t priority : {1, 3}) {

@@ -34,16 +34,27 @@ std::optional<DType> kv_dtype_option(const std::string& text) {
   return dtype;
 }
 
-double milliseconds(Sequence::Clock::time_point from, Sequence::Clock::time_point to) {
-  return std::chrono::duration<double, std::milli>(to - from).count();
-}
-
 /// One running prompt's way from tokens to text.
 struct TextStream {
   size_t index;
   Detokenizer detokenizer;
   StopStrings stops;
   std::string text;
+  int64_t num_tokens = 0;
+};
+
+/// The streams of one call. Whatever throws in it, a user's callback too, leaves the engine without
+/// them.
+struct Streams {
+  explicit Streams(LlmEngine& llm_engine) : engine(llm_engine) {}
+  ~Streams() {
+    for (const auto& [id, stream] : by_id) engine.cancel(id);
+  }
+  Streams(const Streams&) = delete;
+  Streams& operator=(const Streams&) = delete;
+
+  LlmEngine& engine;
+  std::map<int64_t, TextStream> by_id;  // by the engine's id
 };
 
 LlmEngine make_engine(const LlmOptions& options, const ModelDir& dir) {
@@ -114,7 +125,13 @@ std::vector<int32_t> Llm::encode(std::string_view text) const {
   return impl_->tokenizer.encode(text);
 }
 std::string Llm::decode(const std::vector<int32_t>& ids) const {
-  return impl_->tokenizer.decode(ids);
+  std::string bytes;
+  for (const int32_t id : ids) {
+    CARAVAN_CHECK(id >= 0 && id < vocab_size(), "token id {} is outside the vocabulary of {}", id,
+                  vocab_size());
+    bytes += impl_->tokenizer.token_bytes(id);
+  }
+  return bytes;
 }
 int64_t Llm::vocab_size() const { return impl_->dir.config.vocab_size; }
 int64_t Llm::max_seq_len() const { return impl_->engine.runner().max_seq_len(); }
@@ -128,15 +145,14 @@ std::vector<Completion> Llm::generate(const std::vector<std::vector<int32_t>>& p
   const auto params_of = [&](size_t i) -> const SamplingParams& {
     return params[params.size() == 1 ? 0 : i];
   };
-  // All are checked before any is queued: a call that throws leaves the engine as it was.
   for (size_t i = 0; i < prompts.size(); ++i) {
     impl_->engine.check_request(prompts[i], params_of(i));
   }
-  std::map<int64_t, TextStream> streams;
+  Streams streams(impl_->engine);
   for (size_t i = 0; i < prompts.size(); ++i) {
     const SamplingParams& p = params_of(i);
-    const int64_t id = impl_->engine.add_request(prompts[i], p);
-    streams.emplace(id, TextStream{i, Detokenizer(impl_->tokenizer), StopStrings(p.stop), ""});
+    TextStream stream{i, Detokenizer(impl_->tokenizer), StopStrings(p.stop), "", 0};
+    streams.by_id.emplace(impl_->engine.add_request(prompts[i], p), std::move(stream));
   }
   const auto show = [&](TextStream& stream, const std::string& text) {
     if (text.empty()) return;
@@ -144,32 +160,32 @@ std::vector<Completion> Llm::generate(const std::vector<std::vector<int32_t>>& p
     if (on_text) on_text(stream.index, text);
   };
   const auto on_token = [&](const Sequence& sequence, int32_t token) {
-    TextStream& stream = streams.at(sequence.id);
+    TextStream& stream = streams.by_id.at(sequence.id);
     const std::vector<int32_t>& stops = sequence.params.stop_token_ids;
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) return true;
-    show(stream, stream.stops.push(stream.detokenizer.push(token)));
+    const std::string text = stream.detokenizer.push(token);
+    const bool may_stop = ++stream.num_tokens > sequence.params.min_output_len;
+    show(stream, may_stop ? stream.stops.push(text) : text);
     return stream.stops.found();
   };
   std::vector<Completion> completions(prompts.size());
   while (impl_->engine.has_unfinished()) {
-    for (const auto& sequence : impl_->engine.step(on_token)) {
-      TextStream& stream = streams.at(sequence->id);
+    const std::vector<std::unique_ptr<Sequence>> finished = impl_->engine.step(on_token);
+    CARAVAN_CHECK_CODE(impl_->engine.last_step().num_tokens > 0, kInternal,
+                       "{} sequences are unfinished and none can run", streams.by_id.size());
+    for (const auto& sequence : finished) {
+      TextStream& stream = streams.by_id.at(sequence->id);
       show(stream, stream.stops.push(stream.detokenizer.flush()));
       show(stream, stream.stops.flush());
       const auto first_output = sequence->token_ids.begin() + sequence->num_prompt_tokens;
-      completions[stream.index] = {
-          .prompt_ids = {sequence->token_ids.begin(), first_output},
-          .output_ids = {first_output, sequence->token_ids.end()},
-          .text = std::move(stream.text),
-          .finish_reason = sequence->finish_reason,
-          .output_logprobs = std::move(sequence->scored),
-          .prompt_logprobs = std::move(sequence->prompt_scored),
-          .timings = {.num_prompt_tokens = sequence->num_prompt_tokens,
-                      .num_output_tokens = sequence->num_output_tokens(),
-                      .queue_ms = milliseconds(sequence->arrival, sequence->first_step),
-                      .prefill_ms = milliseconds(sequence->first_step, sequence->first_token),
-                      .decode_ms = milliseconds(sequence->first_token, sequence->last_token)}};
-      streams.erase(sequence->id);
+      completions[stream.index] = {.prompt_ids = {sequence->token_ids.begin(), first_output},
+                                   .output_ids = {first_output, sequence->token_ids.end()},
+                                   .text = std::move(stream.text),
+                                   .finish_reason = sequence->finish_reason,
+                                   .output_logprobs = std::move(sequence->scored),
+                                   .prompt_logprobs = std::move(sequence->prompt_scored),
+                                   .timings = timings_of(*sequence)};
+      streams.by_id.erase(sequence->id);
     }
   }
   return completions;

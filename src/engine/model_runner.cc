@@ -270,33 +270,38 @@ void ModelRunner::score_output(std::span<const float> logits, const SampleReques
   output.token = score_token(logits, output.token.token_id, request.params->num_logprobs);
 }
 
-// Overwrites the logits of the step, as many rows at a time as there is room for.
+// Overwrites the logits of the step.
 void ModelRunner::score_prompts(const Batch& batch, std::span<const SampleRequest> requests,
                                 Step& step) {
-  const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
   for (const Batch::ScoredRows& scored : batch.scored_rows()) {
     const SampleRequest& request = requests[scored.logits_row];
-    StepOutput& output = step.outputs[scored.logits_row];
     if (!request.wants_prompt_logprobs) continue;
-    // The row at a position predicts the token after it.
-    const int64_t num_rows =
-        std::min(scored.num_rows, request.num_prompt_tokens - 1 - scored.first_position);
-    for (int64_t done = 0; done < num_rows;) {
-      const int64_t count = std::min(max_num_logits_, num_rows - done);
-      const std::span<const float> rows = logits(scored.first_row + done, count);
-      for (int64_t i = 0; i < count; ++i) {
-        const auto row = rows.subspan(static_cast<size_t>(i) * vocab_size, vocab_size);
-        if (!is_finite(row)) {
-          output.token = {.token_id = StepOutput::kNotFinite, .logprob = {}, .top_logprobs = {}};
-          output.prompt_tokens.clear();
-          return;
-        }
-        const auto next = static_cast<size_t>(scored.first_position + done + i + 1);
-        output.prompt_tokens.push_back(
-            score_token(row, request.history[next], request.params->num_prompt_logprobs));
+    score_prompt(scored, request, step.outputs[scored.logits_row]);
+  }
+}
+
+// As many rows at a time as there is room for.
+void ModelRunner::score_prompt(const Batch::ScoredRows& scored, const SampleRequest& request,
+                               StepOutput& output) {
+  const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
+  // The row at a position predicts the token after it.
+  const int64_t num_rows =
+      std::min(scored.num_rows, request.num_prompt_tokens - 1 - scored.first_position);
+  for (int64_t done = 0; done < num_rows;) {
+    const int64_t count = std::min(max_num_logits_, num_rows - done);
+    const std::span<const float> rows = logits(scored.first_row + done, count);
+    for (int64_t i = 0; i < count; ++i) {
+      const auto row = rows.subspan(static_cast<size_t>(i) * vocab_size, vocab_size);
+      if (!is_finite(row)) {
+        output.token = {.token_id = StepOutput::kNotFinite, .logprob = {}, .top_logprobs = {}};
+        output.prompt_tokens.clear();
+        return;
       }
-      done += count;
+      const auto next = static_cast<size_t>(scored.first_position + done + i + 1);
+      output.prompt_tokens.push_back(
+          score_token(row, request.history[next], request.params->num_prompt_logprobs));
     }
+    done += count;
   }
 }
 

@@ -110,6 +110,8 @@ class ModelRunner : public StepRunner {
   void score_output(std::span<const float> logits, const SampleRequest& request,
                     StepOutput& output);
   void score_prompts(const Batch& batch, std::span<const SampleRequest> requests, Step& step);
+  void score_prompt(const Batch::ScoredRows& scored, const SampleRequest& request,
+                    StepOutput& output);
   void prepare_seen(std::span<const SampleRequest> requests, Step& step);
 
   std::unique_ptr<Backend> backend_;

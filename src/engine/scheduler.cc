@@ -127,6 +127,12 @@ bool Scheduler::may_grow(const Sequence& sequence) const {
   return static_cast<int64_t>(sequence.block_table.size()) < blocks_for(sequence.max_num_tokens());
 }
 
+/// Block `index` of the sequence, which it is about to compute, may serve others or be theirs.
+bool Scheduler::is_shareable(const Sequence& sequence, int64_t index) const {
+  return limits_.enable_prefix_caching && !sequence.wants_prompt_scores() &&
+         (index + 1) * limits_.block_size < sequence.num_tokens();
+}
+
 void Scheduler::admit(bool has_step_in_flight) {
   if (waiting_.empty()) return;
   coming_.clear();
@@ -140,7 +146,11 @@ void Scheduler::admit(bool has_step_in_flight) {
     budget -= missing > budget ? ceil_div(budget, int64_t{2}) : missing;
   };
   for (size_t i = 0; i < running_.size(); ++i) {
-    if (counts_[i] == 0 && running_[i]->num_missing() > 0) take(running_[i]->num_missing());
+    Sequence& s = *running_[i];
+    if (counts_[i] > 0 || s.num_missing() <= 0) continue;
+    take(s.num_missing());
+    const int64_t block = s.num_computed / limits_.block_size;
+    if (is_shareable(s, block)) coming_.insert(block_hash(s, block));
   }
   while (!waiting_.empty() && budget > 0 && num_cut < kMaxCutPrompts &&
          num_running() < limits_.max_batch_size) {
@@ -158,10 +168,9 @@ bool Scheduler::try_admit(Sequence& sequence) {
   const int64_t num_wanted =
       blocks_for(is_pinned ? sequence.max_num_tokens() : sequence.num_tokens());
   const auto num_found = static_cast<int64_t>(prefix_.blocks.size());
-  // Copies of a prompt (n, best_of) come together: the first computes, the others find it a step
-  // later.
-  const bool may_share = limits_.enable_prefix_caching && !sequence.wants_prompt_scores() &&
-                         (num_found + 1) * limits_.block_size < sequence.num_tokens();
+  // Copies of a prompt (n, best_of) come together: the first computes, in as many steps as it
+  // takes, the others find it then.
+  const bool may_share = is_shareable(sequence, num_found);
   if (may_share && coming_.contains(block_hash(sequence, num_found))) return false;
   // Room for a block of each running one that may want more, so that the newcomer is not thrown out
   // at once.
@@ -283,6 +292,20 @@ void Scheduler::remember_blocks(Sequence& sequence) {
   }
 }
 
+/// Of a waiting one: it was preempted, and a step that was in flight then told that its numbers are
+/// bad.
+void Scheduler::forget_blocks(Sequence& sequence) {
+  const auto block_size = static_cast<size_t>(limits_.block_size);
+  BlockHash parent;
+  for (size_t i = 0; i < sequence.block_hashes.size(); ++i) {
+    const BlockHash& hash = sequence.block_hashes[i];
+    const std::optional<int32_t> block = blocks_.find(
+        hash, parent, std::span(sequence.token_ids).subspan(i * block_size, block_size));
+    if (block) blocks_.forget(*block);
+    parent = hash;
+  }
+}
+
 std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence, bool is_trusted) {
   const auto owner = sequences_.find(sequence->id);
   CARAVAN_CHECK_CODE(owner != sequences_.end(), kInternal, "sequence {} is not here", sequence->id);
@@ -298,6 +321,7 @@ std::unique_ptr<Sequence> Scheduler::remove(Sequence* sequence, bool is_trusted)
     running_.erase(place);
     leave(*sequence);
   } else {
+    if (!is_trusted) forget_blocks(*sequence);
     waiting_.erase(sequence);
     num_waiting_tokens_ -= sequence->num_prompt_tokens;
   }

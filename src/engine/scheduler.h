@@ -112,11 +112,13 @@ class Scheduler {
   void admit(bool has_step_in_flight);
   bool try_admit(Sequence& sequence);
   bool may_grow(const Sequence& sequence) const;
+  bool is_shareable(const Sequence& sequence, int64_t index) const;
   void plan_prefills();
   void add_to_batch(Batch& batch, Sequence& sequence, int64_t count);
   const BlockHash& block_hash(Sequence& sequence, int64_t index);
   void find_prefix(Sequence& sequence, Prefix& prefix);
   void remember_blocks(Sequence& sequence);
+  void forget_blocks(Sequence& sequence);
   void leave(Sequence& sequence);
   int64_t blocks_for(int64_t num_tokens) const;
 
@@ -135,7 +137,7 @@ class Scheduler {
   int64_t budget_ = 0;
   bool has_preempted_ = false;
   int64_t num_growing_ = 0;               // running ones that may want another block
-  std::unordered_set<BlockHash> coming_;  // the first block that each newcomer computes
+  std::unordered_set<BlockHash> coming_;  // the next block of each one that prefills
   std::vector<int64_t> counts_;           // tokens of each running one
   std::vector<ScheduledRow> rows_;
   Prefix prefix_;

@@ -65,4 +65,7 @@ struct Sequence {
   }
 };
 
+/// Of one that was cancelled, or whose numbers were not finite, the times up to now.
+RequestTimings timings_of(const Sequence& sequence);
+
 }  // namespace caravan

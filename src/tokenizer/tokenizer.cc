@@ -98,6 +98,7 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions opti
 std::string Tokenizer::decode(const std::vector<int32_t>& ids, DecodeOptions options) const {
   std::string text;
   for (const int32_t id : ids) {
+    impl_->check_id(id);
     const std::string_view bytes = token_bytes(id);
     if (!options.skip_special || !is_special(id)) text.append(bytes);
   }
@@ -105,11 +106,13 @@ std::string Tokenizer::decode(const std::vector<int32_t>& ids, DecodeOptions opt
 }
 
 std::string_view Tokenizer::token_bytes(int32_t id) const {
+  if (id >= vocab_size()) return {};
   impl_->check_id(id);
   return impl_->loaded.bpe.tokens().bytes(id);
 }
 
 bool Tokenizer::is_special(int32_t id) const {
+  if (id >= vocab_size()) return false;
   impl_->check_id(id);
   return impl_->is_special[static_cast<size_t>(id)];
 }

@@ -53,7 +53,8 @@ class Tokenizer {
   std::string decode(const std::vector<int32_t>& ids, DecodeOptions options) const;
   std::string decode(const std::vector<int32_t>& ids) const { return decode(ids, DecodeOptions()); }
 
-  /// Bytes of one token. Errors: kInvalidArgument.
+  /// Bytes of one token. Of an id above the vocabulary, which a model with more rows than tokens
+  /// can choose: none, and it is not special. Errors: kInvalidArgument for an id below 0.
   std::string_view token_bytes(int32_t id) const;
   bool is_special(int32_t id) const;
   /// Largest id + 1, added tokens included.
