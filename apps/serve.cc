@@ -38,6 +38,7 @@ struct ServeFlags {
   int64_t max_num_batched_tokens = 0;
   bool has_prefix_caching = true;
   int64_t max_waiting = 1024;
+  int64_t max_waiting_tokens = 0;
   double watchdog_s = -1;
   double drain_timeout_s = 30;
   std::string chat_template = "camel";
@@ -172,9 +173,10 @@ void run_serve(ServeFlags flags) {
 
   auto loop = std::make_unique<EngineLoop>(
       load_unless_stopped(flags, dir, signals),
-      EngineLoopOptions{.max_waiting = flags.max_waiting, .on_step = [&api](const StepInfo& step) {
-                          api.metrics().observe_step(step);
-                        }});
+      EngineLoopOptions{
+          .max_waiting = flags.max_waiting,
+          .max_waiting_tokens = flags.max_waiting_tokens,
+          .on_step = [&api](const StepInfo& step) { api.metrics().observe_step(step); }});
   EngineLoopGenerator generator(*loop);
   const ModelRunner& runner = loop->engine().runner();
   flags.limits.max_model_len = runner.max_seq_len();
@@ -247,6 +249,12 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--max-waiting", flags.max_waiting,
                   "Requests that may wait for a place; more get status 429")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      .add_option(
+          "--max-waiting-tokens", flags.max_waiting_tokens,
+          "Tokens of the prompts that may wait, likewise; one prompt always may. 0: no limit")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
   command

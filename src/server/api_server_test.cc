@@ -525,6 +525,78 @@ TEST_F(ApiServerTest, ReturnsTokenIdsAndPromptLogprobs) {
   EXPECT_EQ(choice.at("prompt_logprobs").at(1).as_object().size(), 2u);
 }
 
+TEST_F(ApiServerTest, ThePromptIsScoredOnceForAllChoices) {
+  load();
+  const auto reply =
+      complete(R"({"prompt": [11, 12], "n": 3, "prompt_logprobs": 0, "max_tokens": 2, "seed": 5})");
+  ASSERT_EQ(engine_.requests.size(), 3u);
+  EXPECT_EQ(engine_.requests.at(0).request.params.num_prompt_logprobs, 0);
+  EXPECT_EQ(engine_.requests.at(1).request.params.num_prompt_logprobs, -1);
+  EXPECT_EQ(engine_.requests.at(2).request.params.num_prompt_logprobs, -1);
+  engine_.put(2, output_of(ids(" c"), FinishReason::kLength));  // before the scores are there
+  GenerationOutput first = output_of(ids(" a"));
+  first.prompt_tokens = {{.token_id = 11, .logprob = {}, .top_logprobs = {}}, scored(12, -1.0f)};
+  engine_.put(0, first);
+  engine_.put(1, output_of(ids(" b"), FinishReason::kLength));
+  engine_.put(0, output_of(ids("!"), FinishReason::kLength));
+  reply->wait();
+  const json::value body = reply->json();
+  ASSERT_EQ(body.at("choices").as_array().size(), 3u);
+  const char* texts[] = {" a!", " b", " c"};
+  for (size_t i = 0; i < 3; ++i) {
+    const json::value& choice = body.at("choices").at(i);
+    EXPECT_EQ(str(choice.at("text")), texts[i]);
+    EXPECT_EQ(choice.at("prompt_logprobs").at(1).at("12").at("logprob").as_double(), -1.0);
+  }
+}
+
+TEST_F(ApiServerTest, AnAnswerOfTooManyLogprobsIsRefused) {
+  load();
+  json::array prompt(900, json::value(11));
+  json::object body{{"prompt", prompt}, {"n", 128}, {"prompt_logprobs", 20}, {"max_tokens", 1}};
+  const auto reply = call("POST", "/v1/completions", json::serialize(body));
+  EXPECT_EQ(reply->response.status, 400);
+  EXPECT_NE(str(reply->json().at("error").at("message")).find("2419200 log prob"),
+            std::string::npos);
+  EXPECT_TRUE(engine_.requests.empty());
+  body["prompt_logprobs"] = 0;
+  complete(json::serialize(body));
+  EXPECT_EQ(engine_.requests.size(), 128u);
+}
+
+TEST_F(ApiServerTest, TokensThatTheTokenizerDoesNotHave) {
+  load();
+  const auto padded = complete(R"({"prompt": "a", "logprobs": 1})");
+  GenerationOutput output;
+  output.tokens = {scored(ids("b")[0], -1.0f), scored(50300, -2.0f, {{50301, -0.5f}})};
+  output.finish_reason = FinishReason::kLength;
+  engine_.put(0, output);
+  padded->wait();
+  EXPECT_EQ(str(padded->json().at("choices").at(0).at("text")), "b");
+  EXPECT_EQ(padded->json().at("usage").at("completion_tokens").as_int64(), 2);
+  const auto impossible = complete(R"({"prompt": "a"})");
+  engine_.put(1, output_of({-7}));
+  impossible->wait();
+  EXPECT_EQ(impossible->response.status, 500);
+  EXPECT_EQ(engine_.cancelled, (std::vector<int64_t>{1}));
+}
+
+TEST_F(ApiServerTest, AChatIsTruncatedAndStillFits) {
+  load();
+  std::string words;
+  for (int i = 0; i < 3000; ++i) words += " word";
+  const json::object body{{"messages", {{{"role", "user"}, {"content", words}}}},
+                          {"truncate_prompt_tokens", 1000},
+                          {"overflow", "head"},
+                          {"max_tokens", 100}};
+  start("POST", "/v1/chat/completions", json::serialize(body));
+  ASSERT_EQ(engine_.requests.size(), 1u);
+  EXPECT_EQ(engine_.requests.at(0).request.prompt_ids.size(), 924u);
+  const std::string text = gpt2_tokenizer()->decode(engine_.requests.at(0).request.prompt_ids);
+  EXPECT_TRUE(text.starts_with("Below is an instruction")) << text.substr(0, 60);
+  EXPECT_TRUE(text.ends_with("### Response:")) << text.substr(text.size() - 60);
+}
+
 TEST_F(ApiServerTest, TheApiDescribesItself) {
   load();
   const json::value document = call("GET", "/openapi.json")->json();

@@ -35,8 +35,7 @@ Usage CompletionJob::usage() const {
   }
   for (const Run& run : runs_) {
     usage.num_completion_tokens += run.text.num_tokens();
-    const bool is_first_of_prompt = run.index % request_.num_runs() == 0;
-    if (is_first_of_prompt) usage.num_cached_tokens += run.num_cached;
+    if (is_first_of_prompt(run)) usage.num_cached_tokens += run.num_cached;
   }
   return usage;
 }
@@ -65,7 +64,8 @@ void CompletionJob::add_first(const Run& run, json::object& event, json::object&
     choice["prompt_token_ids"] = json::value_from(prompts_[run.prompt].ids);
   }
   if (request_.num_prompt_logprobs >= 0) {
-    choice["prompt_logprobs"] = prompt_logprobs(*context_->tokenizer, run.prompt_tokens);
+    choice["prompt_logprobs"] =
+        prompt_logprobs(*context_->tokenizer, first_of_prompt(run).prompt_tokens);
   }
 }
 

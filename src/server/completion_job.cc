@@ -4,8 +4,10 @@
 
 #include <algorithm>
 #include <random>
+#include <utility>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "server/api_error.h"
 #include "server/json_schema.h"
 
@@ -64,6 +66,7 @@ CompletionJob::CompletionJob(const JobContext& context, GenerateRequest request,
 
 void CompletionJob::start() {
   const std::lock_guard lock(mutex_);
+  check_answer_size();
   const bool chooses = request_.best_of > request_.n;
   for (size_t i = 0; i < runs_.size(); ++i) {
     const auto copy = static_cast<uint64_t>(i) % static_cast<uint64_t>(request_.num_runs());
@@ -75,17 +78,15 @@ void CompletionJob::start() {
     params.min_output_len = std::min(params.min_output_len, max_tokens_);
     params.seed = request_.seed ? static_cast<uint64_t>(*request_.seed) + copy : random_number();
     params.num_logprobs = chooses ? std::max(0, request_.num_logprobs) : request_.num_logprobs;
-    params.num_prompt_logprobs = request_.num_prompt_logprobs;
-    if (request_.echo) {
-      params.num_prompt_logprobs = std::max(params.num_prompt_logprobs, request_.num_logprobs);
-    }
+    // The copies of a prompt have the scores of the first.
+    params.num_prompt_logprobs = is_first_of_prompt(runs_[i]) ? num_prompt_logprobs() : -1;
     if (max_tokens_ == 0) params.num_prompt_logprobs = std::max(0, params.num_prompt_logprobs);
     const auto on_output = [job = shared_from_this(), i](GenerationOutput output) {
       // The engine's thread does no more than this.
       job->context_->worker->post(
           [job, i, time = Clock::now(), output = std::move(output)]() mutable {
             const std::lock_guard task_lock(job->mutex_);
-            job->on_output(i, std::move(output), time);
+            job->take_output(i, std::move(output), time);
           });
     };
     std::string refusal;
@@ -112,6 +113,27 @@ void CompletionJob::start() {
       job->end(false);
     });
   });
+}
+
+/// Log probabilities are most of an answer that has them.
+void CompletionJob::check_answer_size() {
+  int64_t num_entries = 0;
+  for (const Run& run : runs_) {
+    const auto num_prompt_tokens = static_cast<int64_t>(prompts_[run.prompt].ids.size());
+    num_entries += num_prompt_tokens * (num_prompt_logprobs() + 1);
+    num_entries += max_tokens_ * (request_.num_logprobs + 1);
+  }
+  if (num_entries <= kMaxLogprobs) return;
+  is_over_ = true;
+  throw_bad_request("logprobs",
+                    fmt::format("the answer could have {} log probabilities, at most {} "
+                                "are allowed: ask for fewer of them, tokens or choices",
+                                num_entries, kMaxLogprobs));
+}
+
+int32_t CompletionJob::num_prompt_logprobs() const {
+  return request_.echo ? std::max(request_.num_prompt_logprobs, request_.num_logprobs)
+                       : request_.num_prompt_logprobs;
 }
 
 void CompletionJob::fail(int status, const std::string& type, const std::string& message) {
@@ -155,8 +177,30 @@ void CompletionJob::cancel_runs() {
   }
 }
 
-void CompletionJob::on_output(size_t index, GenerationOutput output, Clock::time_point time) {
-  Run& run = runs_[index];
+void CompletionJob::take_output(size_t index, GenerationOutput output, Clock::time_point time) {
+  try {
+    Run& run = runs_[index];
+    Run& first = first_of_prompt(run);
+    if (num_prompt_logprobs() >= 0 && &run != &first && !first.has_output) {
+      run.held.emplace_back(std::move(output), time);
+      return;
+    }
+    const bool was_waited_for = !std::exchange(run.has_output, true);
+    on_output(run, std::move(output), time);
+    if (&run != &first || !was_waited_for) return;
+    for (int64_t i = 1; i < request_.num_runs(); ++i) {
+      Run& copy = runs_[static_cast<size_t>(run.index + i)];
+      for (auto& [held, held_time] : std::exchange(copy.held, {})) {
+        on_output(copy, std::move(held), held_time);
+      }
+    }
+  } catch (const std::exception& error) {
+    log_line(LogLevel::kError, fmt::format("{}: {}", id_, error.what()));
+    fail_locked(500, "server_error", "the answer could not be made");
+  }
+}
+
+void CompletionJob::on_output(Run& run, GenerationOutput output, Clock::time_point time) {
   if (is_over_) return;
   if (output.finish_reason == FinishReason::kError) {
     return fail_locked(500, "server_error", output.error);
@@ -206,7 +250,7 @@ void CompletionJob::take_tokens(Run& run, GenerationOutput& output, Clock::time_
 void CompletionJob::echo_prompt(Run& run) {
   run.has_echoed = true;
   const std::vector<int32_t>& ids = prompts_[run.prompt].ids;
-  std::vector<ScoredToken>& scored = run.prompt_tokens;
+  std::vector<ScoredToken>& scored = first_of_prompt(run).prompt_tokens;
   if (wants_tokens() && scored.size() + 1 == ids.size()) {
     scored.insert(scored.begin(),
                   ScoredToken{.token_id = ids.front(), .logprob = {}, .top_logprobs = {}});

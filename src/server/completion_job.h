@@ -7,6 +7,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/json.h"
@@ -42,13 +43,17 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
  public:
   using Clock = std::chrono::steady_clock;
 
+  /// Log probabilities of one answer, those of the tokens themselves included: 100 bytes of JSON
+  /// each.
+  static constexpr int64_t kMaxLogprobs = 1'000'000;
+
   /// max_tokens: of each output, decided by the caller.
   CompletionJob(const JobContext& context, GenerateRequest request,
                 std::vector<PreparedPrompt> prompts, int64_t max_tokens,
                 std::shared_ptr<HttpExchange> exchange, Clock::time_point arrival);
 
   /// Submits all outputs, or none. Errors: ApiError 429 when the queue is full, 400 for what the
-  /// engine refuses.
+  /// engine refuses and for more than kMaxLogprobs.
   void start();
   /// Ends the outputs; the client is told with this status, in a stream by an error event.
   void fail(int status, const std::string& type, const std::string& message);
@@ -64,10 +69,12 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
     int64_t index = 0;  // of the choice
     std::optional<int64_t> engine_id;
     OutputText text;
-    std::string shown;               // not yet sent
-    std::vector<ShownToken> tokens;  // not yet sent; when log probabilities are wanted
-    std::vector<int32_t> token_ids;  // not yet sent; when wanted
-    std::vector<ScoredToken> prompt_tokens;
+    std::string shown;                       // not yet sent
+    std::vector<ShownToken> tokens;          // not yet sent; when log probabilities are wanted
+    std::vector<int32_t> token_ids;          // not yet sent; when wanted
+    std::vector<ScoredToken> prompt_tokens;  // scored; of the first run of a prompt only
+    bool has_output = false;                 // its first output came, and with it these
+    std::vector<std::pair<GenerationOutput, Clock::time_point>> held;  // until they are there
     double sum_logprob = 0;
     int64_t num_cached = 0;
     bool has_echoed = false;
@@ -80,11 +87,21 @@ class CompletionJob : public std::enable_shared_from_this<CompletionJob> {
   };
 
   // All below run on the worker's thread with mutex_ held, start() with mutex_ held.
-  void on_output(size_t run, GenerationOutput output, Clock::time_point time);
+  void take_output(size_t run, GenerationOutput output, Clock::time_point time);
+  void on_output(Run& run, GenerationOutput output, Clock::time_point time);
   void take_tokens(Run& run, GenerationOutput& output, Clock::time_point time);
   void echo_prompt(Run& run);
   void finish_run(Run& run, const GenerationOutput& output, Clock::time_point time);
   void cancel_runs();
+  void check_answer_size();
+  int32_t num_prompt_logprobs() const;
+  bool is_first_of_prompt(const Run& run) const { return run.index % request_.num_runs() == 0; }
+  Run& first_of_prompt(const Run& run) {
+    return runs_[static_cast<size_t>(run.index - run.index % request_.num_runs())];
+  }
+  const Run& first_of_prompt(const Run& run) const {
+    return runs_[static_cast<size_t>(run.index - run.index % request_.num_runs())];
+  }
   void fail_locked(int status, const std::string& type, const std::string& message);
   void end(bool is_answered);
 

@@ -87,6 +87,7 @@ PreparedPrompt PromptPreparation::fit_chat(const GenerateRequest& request, int64
   }
   const std::optional<Overflow> overflow = parse_overflow(overflow_of(request));
   if (static_cast<int64_t>(prepared.ids.size()) <= room || !overflow) return prepared;
+  if (prepared.num_dropped > 0) prepared.ids = encode_chat(messages);  // the overflow cuts instead
   // The oldest turn: the first user message and the answer to it.
   while (static_cast<int64_t>(prepared.ids.size()) > room) {
     const auto user = std::find_if(messages.begin(), messages.end(),
