@@ -6,6 +6,7 @@
 #include <map>
 #include <numeric>
 #include <optional>
+#include <random>
 #include <string>
 
 #include "core/error.h"
@@ -353,6 +354,51 @@ TEST(LogprobsTest, EqualLogitsRankByLowerId) {
   EXPECT_THROW(score_token(kLogits, 5, 0), Error);
   EXPECT_THROW(score_token(kLogits, -1, 0), Error);
   EXPECT_THROW(score_token(kLogits, 0, 6), Error);
+}
+
+TEST(LogprobsTest, AreThoseOfDoublePrecision) {
+  std::mt19937 random(3);
+  for (const size_t vocab_size : {size_t{1}, size_t{15}, size_t{16}, size_t{33}, size_t{50257}}) {
+    for (const float scale : {0.0f, 0.01f, 1.0f, 6.0f, 100.0f}) {
+      std::normal_distribution<float> normal(-30, scale);
+      std::vector<float> logits(vocab_size);
+      for (float& logit : logits) logit = scale == 0 ? 4.5f : normal(random);
+      double largest = -1e30, sum = 0;
+      for (const float logit : logits) largest = std::max(largest, static_cast<double>(logit));
+      for (const float logit : logits) sum += std::exp(logit - largest);
+      for (int i = 0; i < 20; ++i) {
+        const auto id = static_cast<int32_t>(random() % vocab_size);
+        const float logit = logits[static_cast<size_t>(id)];
+        const double wanted = logit - largest - std::log(sum);
+        const ScoredToken token = score_token(logits, id, 0);
+        EXPECT_NEAR(token.logprob->logprob, wanted, 2e-7 + 1e-7 * std::abs(wanted))
+            << vocab_size << " logits of scale " << scale;
+        int32_t rank = 1;
+        for (int32_t other = 0; other < static_cast<int32_t>(vocab_size); ++other) {
+          const float l = logits[static_cast<size_t>(other)];
+          rank += l > logit || (l == logit && other < id) ? 1 : 0;
+        }
+        EXPECT_EQ(token.logprob->rank, rank);
+      }
+    }
+  }
+}
+
+TEST(SamplerTest, FindsWhatIsNotFinite) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for (const size_t size : {size_t{1}, size_t{16}, size_t{37}}) {
+    std::vector<float> logits(size, -kInfinity);
+    EXPECT_FALSE(is_finite(logits));
+    for (size_t i = 0; i < size; ++i) {
+      logits[i] = -3.0f;
+      EXPECT_TRUE(is_finite(logits));
+      for (const float bad : {kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
+        logits[i] = bad;
+        EXPECT_FALSE(is_finite(logits)) << i << " of " << size;
+      }
+      logits[i] = -kInfinity;
+    }
+  }
 }
 
 TEST(LogprobsTest, LargeLogitsAndZeroProbabilitiesStayNumbers) {
