@@ -35,7 +35,7 @@ ODD = "İKıſßÉéÅÅΣςⅧA١２ﬁ\u0307\u00a0\u0085\u2028\u001c\u0000\u20
 
 def enter_environment(root):
     """Starts this script again in SOURCE_DIR/.venv, unless it runs there already."""
-    environment = pathlib.Path(root).resolve() / ".venv"
+    environment = (pathlib.Path(root) / ".venv").resolve()
     if pathlib.Path(sys.prefix).resolve() == environment:
         return
     python = environment / "bin" / "python"
