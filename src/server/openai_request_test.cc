@@ -105,7 +105,8 @@ TEST(RequestParserTest, ReadsAChat) {
                        {"role": "user", "content": [{"type": "text", "text": "a"},
                                                     {"type": "text", "text": "b"}]}],
           "max_tokens": 9, "max_completion_tokens": 5, "logprobs": true, "top_logprobs": 2,
-          "tools": [], "tool_choice": "none"})");
+          "tools": [], "tool_choice": "none", "functions": null, "safety_identifier": "s",
+          "prompt_cache_key": "k", "prompt_cache_retention": null})");
   ASSERT_EQ(r.messages.size(), 2u);
   EXPECT_EQ(r.messages[0].role, ChatRole::kSystem);
   EXPECT_EQ(r.messages[1].content, "ab");

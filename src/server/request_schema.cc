@@ -185,7 +185,10 @@ json::object common_properties(const ApiLimits& limits) {
       {"user", ignored("string", "Has no effect.")},
       {"metadata", ignored("object", "Has no effect.")},
       {"store", boolean(false, "Has no effect: nothing is stored.")},
-      {"service_tier", ignored("string", "Has no effect.")}};
+      {"service_tier", ignored("string", "Has no effect.")},
+      {"safety_identifier", ignored("string", "Has no effect.")},
+      {"prompt_cache_key", ignored("string", "Has no effect: equal beginnings are found.")},
+      {"prompt_cache_retention", ignored("string", "Has no effect.")}};
 }
 
 json::object request_object(json::object properties, json::array required) {
@@ -270,6 +273,7 @@ json::object chat_schema(const ApiLimits& limits) {
       integer(0, limits.max_logprobs, nullptr, "With so many of the most likely; with logprobs.");
   // Clients send these empty.
   properties["tools"] = nullable_array({{"type", "object"}}, 0, "Not supported: only [].");
+  properties["functions"] = nullable_array({{"type", "object"}}, 0, "Not supported: only [].");
   properties["tool_choice"] =
       one_of({"none", "auto"}, nullptr, "Has no effect: there are no tools.");
   properties["parallel_tool_calls"] = ignored("boolean", "Has no effect: there are no tools.");
