@@ -578,7 +578,10 @@ TEST_F(ApiServerTest, TokensThatTheTokenizerDoesNotHave) {
   engine_.put(1, output_of({-7}));
   impossible->wait();
   EXPECT_EQ(impossible->response.status, 500);
-  EXPECT_EQ(engine_.cancelled, (std::vector<int64_t>{1}));
+  wait_until([&] {
+    const std::lock_guard lock(engine_.mutex);
+    return engine_.cancelled == std::vector<int64_t>{1};
+  });
 }
 
 TEST_F(ApiServerTest, AChatIsTruncatedAndStillFits) {
