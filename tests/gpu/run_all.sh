@@ -66,7 +66,7 @@ small+=':*FastAttention.MixedChunks*16_128:Attention.Simple*'
 small+=':*FastAttention.*16_48_float8*:*FastAttention.MixedChunks*16_128_int8:*SimpleAttention*_int8'
 sanitize() {
   local tool=$1
-  timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 20 \
+  timeout 150 compute-sanitizer --tool "$tool" --error-exitcode 9 --print-limit 1000 \
     build/tests/cuda/cuda_conformance_test --gtest_filter="$small" >"$work/log" 2>&1
   local status=$?
   grep -v '^\[ RUN' "$work/log" | tail -n 60
@@ -77,6 +77,7 @@ memcheck() { sanitize memcheck; }
 # work list (a store, mbarrier.arrive; mbarrier.try_wait, a load) is reported. Anything else fails.
 racecheck() {
   sanitize racecheck && return
+  grep 'Race reported' "$work/log" | sed 's/.*\(Race reported\)/\1/; s/ in block.*//; s/(.*//' | sort | uniq -c
   grep -q 'PASSED' "$work/log" && ! grep 'Race reported' "$work/log" | grep -qv attention_prefill_wgmma
 }
 
@@ -191,14 +192,28 @@ bench_prefill_batch() {
   $caravan bench latency --device cuda --random-weights camel-5b --prompt-lens 512 \
     --prefill-batch-sizes 1,4,32 --batch-sizes 1 --json
 }
+# A model directory of camel-5b's shape without weights, camel-nano's tokenizer.
+camel_5b_config() {  # DIR
+  mkdir -p "$1" && cp models/camel-nano/*.json models/camel-nano/*.txt "$1" &&
+    sed -i 's/"n_embd": .*/"n_embd": 4096,/; s/"n_head": .*/"n_head": 32,/;
+      s/"n_inner": .*/"n_inner": 16384,/; s/"n_layer": .*/"n_layer": 24,/;
+      s/"n_positions": .*/"n_positions": 2048,/' "$1/config.json"
+}
+# 256 streaming clients, some of which leave, on camel-nano with too few KV blocks and on random weights
+# of camel-5b's shape: every answer has the tokens of the first to the same question.
+soak() {
+  local flags="--device cuda --dtype float16 --max-num-batched-tokens 256"
+  camel_5b_config "$work/camel-5b-soak" &&
+    python3 -B tests/server/soak.py --caravan $caravan --model models/camel-nano --seconds 45 \
+      --server-flags "$flags --max-num-seqs 64 --kv-cache-memory 8MiB" &&
+    python3 -B tests/server/soak.py --caravan $caravan --model "$work/camel-5b-soak" --seconds 60 \
+      --server-flags "$flags --max-num-seqs 128 --load-format dummy"
+}
 # The server under load: camel-5b's shape with random weights and camel-nano's tokenizer, 128 prompt
 # and 128 output tokens, beside a prefill and decode steps of the same sizes without a server.
 bench_serve() {
   local dir=$work/camel-5b-shape port=18000 server status=0 n
-  mkdir -p "$dir" && cp models/camel-nano/*.json models/camel-nano/*.txt "$dir" &&
-    sed -i 's/"n_embd": .*/"n_embd": 4096,/; s/"n_head": .*/"n_head": 32,/;
-      s/"n_inner": .*/"n_inner": 16384,/; s/"n_layer": .*/"n_layer": 24,/;
-      s/"n_positions": .*/"n_positions": 2048,/' "$dir/config.json" || return 1
+  camel_5b_config "$dir" || return 1
   $caravan serve --model "$dir" --load-format dummy --device cuda --dtype float16 --port $port \
     --max-num-seqs 128 --max-num-batched-tokens 8192 --no-request-log &
   server=$!
@@ -220,7 +235,7 @@ bench_serve() {
 steps=("$@")
 [[ $# -gt 0 ]] || steps=(conformance models goldens invariance engine_invariance step_runner wikitext
   parity_nano parity_camel_5b command_line kv_accuracy diverge reference walkthrough_gpt2
-  walkthrough_camel_5b load memcheck racecheck bench_ceilings_and_latency bench_gpt2
+  walkthrough_camel_5b load memcheck racecheck soak bench_ceilings_and_latency bench_gpt2
   bench_prefill_batch bench_kv_int8 bench_kv_fp8 bench_serve)
 table=()
 failed=0
