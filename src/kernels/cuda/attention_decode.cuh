@@ -44,9 +44,11 @@ struct DecodeConfig {
   static constexpr int kStageBytes = 2 * kTileBytes;
   // 64 KiB and three blocks a multiprocessor. H100, % of the read ceiling with 32, 64 and 96 KiB:
   // batch 1 x 2,048 tokens 74, 79, 60; 8 x 512: 90, 83, 70; 8 x 1,500: 92, 95, 88.
-  // Quantized, 32 KiB and five blocks, because half the bytes leave half the time for each
-  // partition's chain of latencies. int8 with 32, 48 and 64 KiB: batch 8 x 512 tokens 66, 53, 54;
-  // 8 x 1,500: 81, 72, 69; 32 x 512: 87, 84, 72; 32 x 1,500: 89, 90, 84; 1 x 1,500: 44, 50, 51.
+  // Quantized, 32 KiB and, as the registers allow, four blocks (int8) or five (fp8), because half
+  // the bytes leave half the time for each partition's chain of latencies. int8 with 32, 48 and
+  // 64 KiB: batch 8 x 512 tokens 66, 53, 54; 8 x 1,500: 81, 72, 69; 32 x 512: 87, 84, 72;
+  // 32 x 1,500: 89, 90, 84; 1 x 1,500: 44, 50, 51. Registers for five or six blocks do not pay:
+  // camel-5b's step at 8 x 512 tokens 4.09, 4.06, 4.09 ms, 32 x 1,500 7.21, 7.45, 7.51.
   static constexpr int kStages = std::min(kIsQuantized<C> ? 2 : 4, 65536 / kStageBytes);
   // Of a round: o [partition][slice of head_dim], as many floats whatever the slice, and (m, l).
   static constexpr int kPartialFloats = kRoundSlots * kHeadDim;

@@ -10,8 +10,8 @@ TEST(LinearChoiceTest, HopperStreamsWeightsForFewRows) {
     EXPECT_EQ(choose_linear_kernel(1, 4096, 12288, dtype, 90), LinearKernel::kStream);
     EXPECT_EQ(choose_linear_kernel(64, 4096, 12288, dtype, 90), LinearKernel::kStream);
     EXPECT_EQ(choose_linear_kernel(65, 4096, 12288, dtype, 90), LinearKernel::kWgmma);
-    EXPECT_EQ(choose_linear_kernel(32, 16384, 4096, dtype, 90), LinearKernel::kStream);
-    EXPECT_EQ(choose_linear_kernel(33, 16384, 4096, dtype, 90), LinearKernel::kWgmma);
+    EXPECT_EQ(choose_linear_kernel(16, 16384, 4096, dtype, 90), LinearKernel::kStream);
+    EXPECT_EQ(choose_linear_kernel(17, 16384, 4096, dtype, 90), LinearKernel::kWgmma);
     EXPECT_EQ(choose_linear_kernel(2048, 16384, 4096, dtype, 90), LinearKernel::kWgmma);
   }
 }
