@@ -6,9 +6,9 @@ namespace {
 
 /// Rows up to which weights are streamed; the tensor-copy kernel takes over above. For few outputs,
 /// whose tiles of 64 x 64 are one wave, that is sooner: H100, 64 rows, 4096 -> 4096 15.7 us against
-/// 21.2 and 16384 -> 4096 53.3 against 74.3, but 4096 -> 12288 38.6 against 37.5. From 17 rows on for
-/// the sake of whole steps: camel-5b, 24 and 32 rows at context 512, int8 cache 5.18 -> 4.88 and
-/// 5.52 -> 5.22 ms, float16 cache 5.60 -> 5.58 and 6.17 -> 6.15.
+/// 21.2 and 16384 -> 4096 53.3 against 74.3, but 4096 -> 12288 38.6 against 37.5. Already from 17
+/// rows on for the sake of whole steps: camel-5b, 24 and 32 rows at context 512, int8 cache 5.18 ->
+/// 4.88 and 5.52 -> 5.22 ms, float16 cache 5.60 -> 5.58 and 6.17 -> 6.15.
 constexpr int64_t kStreamTokens = 64;
 constexpr int64_t kNarrowOutFeatures = 8192;
 constexpr int64_t kNarrowStreamTokens = 16;
