@@ -61,13 +61,8 @@ double sum_of_exp(std::span<const float> logits, float largest) {
 }
 
 int32_t count_above(std::span<const float> values, float limit) {
-  std::array<int32_t, kLanes> lanes{};
-  size_t i = 0;
-  for (; i + kLanes <= values.size(); i += kLanes) {
-    for (size_t k = 0; k < kLanes; ++k) lanes[k] += values[i + k] > limit ? 1 : 0;
-  }
-  int32_t count = std::accumulate(lanes.begin(), lanes.end(), 0);
-  for (; i < values.size(); ++i) count += values[i] > limit ? 1 : 0;
+  int32_t count = 0;
+  for (const float value : values) count += value > limit ? 1 : 0;
   return count;
 }
 

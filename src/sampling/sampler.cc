@@ -92,23 +92,13 @@ int32_t argmax(std::span<const float> logits) {
 }
 
 bool is_finite(std::span<const float> logits) {
-  constexpr size_t kLanes = 16;  // loops of this many steps become vector instructions
-  std::array<int32_t, kLanes> below_infinity{}, numbers{};
-  size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (size_t k = 0; k < kLanes; ++k) {
-      below_infinity[k] += logits[i + k] < kInfinity ? 1 : 0;
-      numbers[k] += logits[i + k] > -kInfinity ? 1 : 0;
-    }
+  // Counts, because those become vector instructions and flags do not.
+  int32_t num_below_infinity = 0, num_numbers = 0;
+  for (const float logit : logits) {
+    num_below_infinity += logit < kInfinity ? 1 : 0;
+    num_numbers += logit > -kInfinity ? 1 : 0;
   }
-  for (; i < logits.size(); ++i) {
-    below_infinity[0] += logits[i] < kInfinity ? 1 : 0;
-    numbers[0] += logits[i] > -kInfinity ? 1 : 0;
-  }
-  const auto sum = [](const std::array<int32_t, kLanes>& lanes) {
-    return std::accumulate(lanes.begin(), lanes.end(), size_t{0});
-  };
-  return sum(below_infinity) == logits.size() && sum(numbers) > 0;
+  return static_cast<size_t>(num_below_infinity) == logits.size() && num_numbers > 0;
 }
 
 std::span<const float> Sampler::adjusted(std::span<const float> logits,

@@ -77,7 +77,7 @@ memcheck() { sanitize memcheck; }
 # work list (a store, mbarrier.arrive; mbarrier.try_wait, a load) is reported. Anything else fails.
 racecheck() {
   sanitize racecheck && return
-  grep 'Race reported' "$work/log" | sed 's/.*\(Race reported\)/\1/; s/ in block.*//; s/(.*//' | sort | uniq -c
+  grep -o 'Race reported [^(]*' "$work/log" | sort | uniq -c
   grep -q 'PASSED' "$work/log" && ! grep 'Race reported' "$work/log" | grep -qv attention_prefill_wgmma
 }
 
