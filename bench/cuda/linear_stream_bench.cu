@@ -106,7 +106,7 @@ class Bench {
     CARAVAN_CUDA_CHECK(cudaMemset(bias_, 0, kVocab * 4));
     fill_kernel<<<2048, 256, 0, context_.stream>>>(static_cast<uint16_t*>(pool_), pool_bytes_ / 2);
     fill_kernel<<<512, 256, 0, context_.stream>>>(static_cast<uint16_t*>(rows_), kRowsBytes);
-    CARAVAN_CUDA_CHECK(cudaStreamSynchronize(context_.stream));
+    CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());  // the default stream's fill too
     std::printf("%s, %d multiprocessors, weights %.2f GB\n", properties.name, context_.num_sms,
                 pool_bytes_ / 1e9);
   }

@@ -266,10 +266,7 @@ class Batch {
     }
   }
   std::vector<std::byte> run(Kernel kernel, const LaunchContext& context) const {
-    // Copies from pageable memory may still be under way, and the stream is a non-blocking one.
-    CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
     launch(kernel, context);
-    CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
     return out_.host<std::byte>();
   }
   const DeviceArray& out() const { return out_; }

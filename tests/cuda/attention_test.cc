@@ -57,6 +57,66 @@ TEST_P(FastAttention, PrefillMatchesFloat64) {
   }
 }
 
+// The weight of a token that a row does not see is 0, and 0 * NaN is NaN.
+TEST_P(FastAttention, VThatIsNotFiniteReachesNoEarlierRow) {
+  const Problem clean = problem(2, {100, 300});
+  const int64_t poisoned_token = 70;  // of sequence 1, in the middle of a partition
+  const DeviceCache clean_cache(clean);
+  const Batch clean_batch(clean, clean_cache, whole(clean));
+  std::vector<int64_t> slots;
+  for (size_t s = 0; s < clean.lengths.size(); ++s) {
+    for (int64_t t = 0; t < clean.lengths[s]; ++t) {
+      slots.push_back(clean.tables[s][t / kBlock] * kBlock + t % kBlock);
+    }
+  }
+  const DeviceArray slot_mapping(slots);
+  for (const float value :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity(),
+        -std::numeric_limits<float>::infinity()}) {
+    Problem p = clean;
+    for (const int64_t d : {int64_t{3}, p.head_dim - 1}) {
+      p.qkv[1][(poisoned_token * 3 + 2) * p.hidden() + p.head_dim + d] = value;
+    }
+    const DeviceCache cache(clean);
+    fill_device(cache.k.data(), 0xFF, cache.k.num_bytes());
+    fill_device(cache.v.data(), 0xFF, cache.v.num_bytes());
+    const Batch batch(p, cache, whole(p));
+    const AttentionArgs args = batch.args();
+    launch_append_kv({.num_tokens = args.num_tokens,
+                      .qkv = args.qkv,
+                      .dtype = args.dtype,
+                      .slot_mapping = slot_mapping.as<int64_t>(),
+                      .cache = args.cache},
+                     context_);
+    CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
+    // int8 has no NaN and both clamp Inf; bfloat16 kernels read e4m3's NaN as a number.
+    const bool stays_non_finite =
+        !is_quantized(p.cache_dtype) ||
+        (std::isnan(value) && p.cache_dtype == DType::kF8E4M3 && p.dtype == DType::kF16);
+    for (Kernel kernel :
+         {Kernel::kPrefill, Kernel::kPrefillSettled, Kernel::kPrefillMma, Kernel::kSimple}) {
+      const std::vector<std::byte> want = clean_batch.run(kernel, context_);
+      const std::vector<std::byte> got = batch.run(kernel, context_);
+      const std::vector<float> floats = batch.out().floats(p.dtype);
+      const size_t half_row = p.head_dim * dtype_size(p.dtype);
+      for (int64_t row = 0; row < args.num_tokens; ++row) {
+        const bool sees = row >= p.lengths[0] + poisoned_token;
+        for (int64_t head = 0; head < 2; ++head) {
+          const size_t begin = (row * 2 + head) * half_row;
+          if (!sees || head == 0) {
+            ASSERT_EQ(std::memcmp(want.data() + begin, got.data() + begin, half_row), 0)
+                << "kernel " << static_cast<int>(kernel) << ", " << value << ", row " << row
+                << ", head " << head;
+          } else if (stays_non_finite) {
+            ASSERT_FALSE(std::isfinite(floats[(row * 2 + head) * p.head_dim + 3]))
+                << "kernel " << static_cast<int>(kernel) << ", " << value << ", row " << row;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(FastAttention, MixedChunksMatchFloat64) {
   const Problem p = problem(3, {1, 15, 17, 64, 129, 300, 1000, 500});
   const DeviceCache cache(p);
@@ -187,11 +247,10 @@ TEST(Attention, PaddingSequencesAreZero) {
     const DeviceCache cache(p);
     const Batch batch(p, cache, {{0, 99, 1}, {1, 3, 1}, {2, 89, 1}});
     const std::vector<int32_t> lens = {100, 0, 90};
-    CARAVAN_CUDA_CHECK(
-        cudaMemcpy(batch.context_lens().data(), lens.data(), 12, cudaMemcpyHostToDevice));
+    copy_to_device(batch.context_lens().data(), lens.data(), 12);
     for (Kernel kernel : {Kernel::kDecode, Kernel::kDecodeWorkspace, Kernel::kPrefill,
                           Kernel::kPrefillMma, Kernel::kSimple}) {
-      CARAVAN_CUDA_CHECK(cudaMemset(batch.out().data(), 0xFF, batch.out().num_bytes()));
+      fill_device(batch.out().data(), 0xFF, batch.out().num_bytes());
       batch.run(kernel, context);
       const std::vector<float> out = batch.out().floats(p.dtype);
       for (int64_t i = 0; i < p.hidden(); ++i) {
@@ -218,9 +277,7 @@ TEST(Attention, CapturedDecodeFollowsItsContextLens) {
   for (const std::vector<int32_t>& lens :
        {std::vector<int32_t>{1200, 1, 64}, std::vector<int32_t>{65, 1199, 512},
         std::vector<int32_t>{3, 700, 128}}) {
-    CARAVAN_CUDA_CHECK(
-        cudaMemcpy(batch.context_lens().data(), lens.data(), 12, cudaMemcpyHostToDevice));
-    CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
+    copy_to_device(batch.context_lens().data(), lens.data(), 12);
     CARAVAN_CUDA_CHECK(cudaGraphLaunch(exec, context.stream));
     CARAVAN_CUDA_CHECK(cudaStreamSynchronize(context.stream));
     const std::vector<std::byte> replayed = batch.out().host<std::byte>();
@@ -273,7 +330,6 @@ TEST(Attention, FusedAppendWritesTheCacheAndGivesTheSameOutput) {
       args.cache.k = k.data();
       args.cache.v = v.data();
       args.slot_mapping = slot_mapping.as<int64_t>();
-      CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
       launch_attention_decode(args, c);
       CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
       expect_same_bits(p, want, appended.out().host<std::byte>(), "fused append");

@@ -12,24 +12,36 @@
 
 namespace caravan::cuda {
 
+/// cudaMemset and cudaMemcpy may return before the device is done, and nothing orders the stream
+/// that they run on before a kernel's non-blocking one. Tests fill and copy through these two,
+/// which wait. `source`: host or device memory.
+inline void fill_device(void* data, int byte, size_t num_bytes) {
+  CARAVAN_CUDA_CHECK(cudaMemset(data, byte, num_bytes));
+  CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
+}
+inline void copy_to_device(void* data, const void* source, size_t num_bytes) {
+  CARAVAN_CUDA_CHECK(cudaMemcpy(data, source, num_bytes, cudaMemcpyDefault));
+  CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
+}
+
 /// Device memory of one test, freed with it. Every byte is 0xFF at first, which is NaN in every
 /// floating-point dtype: what a kernel forgets to write shows.
 class DeviceArray {
  public:
   explicit DeviceArray(size_t num_bytes) : num_bytes_(num_bytes) {
     CARAVAN_CUDA_CHECK(cudaMalloc(&data_, num_bytes + 1));
-    CARAVAN_CUDA_CHECK(cudaMemset(data_, 0xFF, num_bytes));
+    fill_device(data_, 0xFF, num_bytes);
   }
   /// float values stored as `dtype`.
   DeviceArray(const std::vector<float>& values, DType dtype)
       : DeviceArray(values.size() * dtype_size(dtype)) {
     std::vector<std::byte> host(num_bytes_);
     convert_elements(values.data(), DType::kF32, host.data(), dtype, values.size());
-    CARAVAN_CUDA_CHECK(cudaMemcpy(data_, host.data(), num_bytes_, cudaMemcpyHostToDevice));
+    copy_to_device(data_, host.data(), num_bytes_);
   }
   template <typename T>
   explicit DeviceArray(const std::vector<T>& values) : DeviceArray(values.size() * sizeof(T)) {
-    CARAVAN_CUDA_CHECK(cudaMemcpy(data_, values.data(), num_bytes_, cudaMemcpyHostToDevice));
+    copy_to_device(data_, values.data(), num_bytes_);
   }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;

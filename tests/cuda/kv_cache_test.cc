@@ -46,7 +46,6 @@ TEST_P(AppendKv, WritesSlotsAndNothingElse) {
   args.cache = cache.args(p);
   args.cache.k = k.data();
   args.cache.v = v.data();
-  CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
   launch_append_kv(args, context);
   EXPECT_EQ(k.host<std::byte>(), make_cache(p, 1, p.lengths));
   EXPECT_EQ(v.host<std::byte>(), make_cache(p, 2, p.lengths));
@@ -84,7 +83,6 @@ std::vector<float> appended(DType cache_dtype, DType dtype, const std::vector<ui
                           .head_dim = head_dim,
                           .k_scale = device_scales.as<float>(),
                           .v_scale = device_scales.as<float>()};
-  CARAVAN_CUDA_CHECK(cudaDeviceSynchronize());
   if (by_decode) {
     launch_attention_decode({.num_tokens = num_tokens,
                              .num_seqs = num_tokens,
@@ -141,7 +139,9 @@ TEST(AppendQuantizedKv, RoundsEvery16BitNumberAsTheHost) {
             int num_bad = 0;
             for (size_t i = 0; i < turned.size() && num_bad < 5; ++i) {
               const float value = load_as_f32(turned.data(), dtype, i);
-              const float want = quantized_element(cache, value, scales[i / 64 % 4]);
+              float want = quantized_element(cache, value, scales[i / 64 % 4]);
+              // A chunk's V is 0 where it would be NaN; K says so.
+              if (is_v && !by_decode && std::isnan(want)) want = 0;
               if (got[i] == want || (std::isnan(got[i]) && std::isnan(want))) continue;
               ++num_bad;
               ADD_FAILURE() << dtype_name(dtype) << " " << value << " as " << dtype_name(cache)

@@ -159,9 +159,9 @@ inline void check_same_rows(LaunchLinear launch, const LinearProblem& problem, D
   // A copy of its own: rows after the last must not be read, or they could be found there.
   const size_t x_row_bytes = static_cast<size_t>(problem.in_features) * dtype_size(problem.dtype);
   DeviceArray x(static_cast<size_t>(num_tokens) * x_row_bytes);
-  CARAVAN_CUDA_CHECK(cudaMemcpy(
-      x.data(), problem.device_x.as<std::byte>() + static_cast<size_t>(row) * x_row_bytes,
-      x.num_bytes(), cudaMemcpyDeviceToDevice));
+  copy_to_device(x.data(),
+                 problem.device_x.as<std::byte>() + static_cast<size_t>(row) * x_row_bytes,
+                 x.num_bytes());
   args.x = x.data();
   launch(args, context);
   const std::vector<std::byte> part = y.host<std::byte>();

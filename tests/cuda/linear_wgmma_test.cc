@@ -229,8 +229,8 @@ TEST_F(LinearWgmma, RowsBeyondTheBatchChangeNothing) {
   const int64_t num_tokens = 70, in = 264, out = 136;
   for (const DType dtype : {DType::kF16, DType::kBF16}) {
     Problem p(256, in, out, dtype);
-    CARAVAN_CUDA_CHECK(cudaMemset(p.device_x.as<uint16_t>() + num_tokens * in, 0xff,
-                                  static_cast<size_t>((256 - num_tokens) * in) * 2));
+    fill_device(p.device_x.as<uint16_t>() + num_tokens * in, 0xFF,
+                static_cast<size_t>((256 - num_tokens) * in) * 2);
     const size_t bytes = static_cast<size_t>(256 * out) * 4;
     LinearArgs args = p.args(DeviceArray(1), DType::kF32, out, Activation::kGelu);
     args.num_tokens = num_tokens;
