@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/kv_element.cuh"
@@ -18,7 +19,41 @@ struct AppendKvParams {
   int64_t block_size;
   int64_t num_heads;
   int64_t head_units;  // Units of one head
+  DType dtype;
 };
+
+// Prefill masks the score of a later token, not its V: its weight is 0, and 0 times NaN or Inf is
+// NaN, so V of one token would reach rows that do not see it. Such an element of V is stored as
+// zero, and the elements of K at its place as NaN: the rows that see the token are NaN, the others
+// know nothing of it.
+
+/// All ones in each element of `word` that is not finite. Two elements of 16 bits or one of 32.
+__device__ __forceinline__ uint32_t non_finite_mask(uint32_t word, DType dtype) {
+  if (dtype == DType::kF32) return (word & 0x7F800000u) == 0x7F800000u ? 0xFFFFFFFFu : 0u;
+  const uint32_t exponent = dtype == DType::kF16 ? 0x7C00u : 0x7F80u;
+  return ((word & exponent) == exponent ? 0xFFFFu : 0u) |
+         ((word >> 16 & exponent) == exponent ? 0xFFFF0000u : 0u);
+}
+__device__ __forceinline__ uint4 non_finite_mask(const uint4& unit, DType dtype) {
+  return {non_finite_mask(unit.x, dtype), non_finite_mask(unit.y, dtype),
+          non_finite_mask(unit.z, dtype), non_finite_mask(unit.w, dtype)};
+}
+__device__ __forceinline__ uint4 without(const uint4& unit, const uint4& mask) {
+  return {unit.x & ~mask.x, unit.y & ~mask.y, unit.z & ~mask.z, unit.w & ~mask.w};
+}
+__device__ __forceinline__ bool is_any(const uint4& mask) {
+  return (mask.x | mask.y | mask.z | mask.w) != 0;
+}
+__device__ __forceinline__ uint32_t without(uint32_t unit, uint32_t mask) { return unit & ~mask; }
+__device__ __forceinline__ bool is_any(uint32_t mask) { return mask != 0; }
+
+/// NaN in every element, of each dtype.
+constexpr uint32_t kNaNWord = 0x7FFF7FFFu;
+__device__ __forceinline__ void set_nan(uint4& unit) {
+  unit = {kNaNWord, kNaNWord, kNaNWord, kNaNWord};
+}
+__device__ __forceinline__ void set_nan(uint32_t& unit) { unit = kNaNWord; }
+__device__ __forceinline__ void set_nan(uint16_t& unit) { unit = static_cast<uint16_t>(kNaNWord); }
 
 /// Unit: what one thread copies, 16 bytes or one element. Block (part of a row, token).
 template <typename Unit>
@@ -36,9 +71,18 @@ __global__ void __launch_bounds__(kAppendThreads) append_kv_kernel(const AppendK
   const int64_t block = slot / params.block_size;
   const int64_t offset = slot - block * params.block_size;
   Unit* cache = static_cast<Unit*>(is_v ? params.v : params.k);
+  const Unit* row = static_cast<const Unit*>(params.qkv) + (token * 3 + 1) * row_units;
+  Unit unit = row[index];
+  const auto mask = non_finite_mask(row[row_units + in_row], params.dtype);
+  if (is_any(mask)) {
+    if (is_v) {
+      unit = without(unit, mask);
+    } else {
+      set_nan(unit);
+    }
+  }
   cache[((block * params.num_heads + head) * params.block_size + offset) * params.head_units +
-        in_row - head * params.head_units] =
-      static_cast<const Unit*>(params.qkv)[(token * 3 + 1) * row_units + index];
+        in_row - head * params.head_units] = unit;
 }
 
 template <typename Unit>
@@ -50,6 +94,7 @@ void launch_units(const AppendKvArgs& args, const LaunchContext& context) {
   params.v = args.cache.v;
   params.block_size = args.cache.block_size;
   params.num_heads = args.cache.num_heads;
+  params.dtype = args.cache.dtype;
   params.head_units = args.cache.head_dim * static_cast<int64_t>(dtype_size(args.cache.dtype)) /
                       static_cast<int64_t>(sizeof(Unit));
   const int64_t row_units = 2 * params.num_heads * params.head_units;
@@ -77,6 +122,21 @@ struct QuantizedAppendParams {
   int64_t head_dim;
 };
 
+/// Whether one of the values that a thread stores is NaN. Inf is clamped, and int8 has no NaN.
+template <typename T, bool kIsVector>
+__device__ __forceinline__ bool has_nan(const T* source) {
+  if constexpr (kIsVector) {
+    float values[16];
+    load_values<T>(values, source);
+    bool found = false;
+#pragma unroll
+    for (const float value : values) found |= isnan(value);
+    return found;
+  } else {
+    return isnan(to_float(*source));
+  }
+}
+
 /// A thread quantizes 16 elements of a head (head_dim % 16 == 0) or one. Block (part of a row,
 /// token).
 template <typename T, typename C, bool kIsVector>
@@ -100,12 +160,31 @@ __global__ void __launch_bounds__(kAppendThreads)
   C* target = static_cast<C*>(is_v ? params.v : params.k) +
               ((block * params.num_heads + head) * params.block_size + offset) * params.head_dim +
               in_row - head * params.head_dim;
+  uint4 elements{};
   if constexpr (kIsVector) {
-    *reinterpret_cast<uint4*>(target) = is_v ? quantize_chunk<T, C, false>(source, reciprocal)
-                                             : quantize_chunk<T, C, true>(source, reciprocal);
+    elements = is_v ? quantize_chunk<T, C, false>(source, reciprocal)
+                    : quantize_chunk<T, C, true>(source, reciprocal);
   } else {
-    *reinterpret_cast<uint8_t*>(target) =
-        static_cast<uint8_t>(quantize<C>(__fmul_rn(to_float(*source), reciprocal)));
+    elements.x = quantize<C>(__fmul_rn(to_float(*source), reciprocal));
+  }
+  if constexpr (std::is_same_v<C, Float8>) {
+    if (has_nan<T, kIsVector>(is_v ? source : source + hidden)) {
+      const auto mend = [is_v](uint32_t word) {
+        if (!is_v) return 0x7F7F7F7Fu;
+        uint32_t kept = 0;
+        for (int shift = 0; shift < 32; shift += 8) {
+          const uint32_t byte = word >> shift & 0xFFu;
+          if ((byte & 0x7Fu) != 0x7Fu) kept |= byte << shift;
+        }
+        return kept;
+      };
+      elements = {mend(elements.x), mend(elements.y), mend(elements.z), mend(elements.w)};
+    }
+  }
+  if constexpr (kIsVector) {
+    *reinterpret_cast<uint4*>(target) = elements;
+  } else {
+    *reinterpret_cast<uint8_t*>(target) = static_cast<uint8_t>(elements.x);
   }
 }
 

@@ -334,7 +334,7 @@ __global__ void __launch_bounds__((kMaxWarps + 1) * 32, kRows <= 32 ? 2 : 1)
           v[i] = sum[0][i];
 #pragma unroll
           for (int k = 1; k < kGroups; ++k) v[i] = j == k ? sum[k][i] : v[i];
-          v[i] += i < 2 ? bias_low : bias_high;
+          if (p.bias != nullptr) v[i] += i < 2 ? bias_low : bias_high;
         }
         if (j * 8 >= p.num_tokens) break;
         if (p.y_is_f32) {
