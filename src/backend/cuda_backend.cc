@@ -92,7 +92,7 @@ class CudaBackend : public Backend {
   CudaBackend(const CudaBackendOptions& options, const cudaDeviceProp& properties)
       : device_(options.device), name_(properties.name), host_to_device_(options.device) {
     capability_ = properties.major * 10 + properties.minor;
-    CARAVAN_CUDA_CHECK(cudaSetDevice(device_));
+    make_current();
     context_.num_sms = properties.multiProcessorCount;
     context_.compute_capability = options.use_generic_kernels ? 80 : capability_;
     context_.use_pdl = context_.compute_capability == 90;
@@ -107,6 +107,7 @@ class CudaBackend : public Backend {
   CudaBackend& operator=(const CudaBackend&) = delete;
   ~CudaBackend() override {
     if (context_.stream == nullptr) return;
+    cudaSetDevice(device_);
     cudaStreamSynchronize(context_.stream);
     for (cudaEvent_t event : events_) cudaEventDestroy(event);
     cudaStreamDestroy(context_.stream);
@@ -130,6 +131,7 @@ class CudaBackend : public Backend {
   }
 
   Buffer allocate(size_t num_bytes) override {
+    make_current();
     void* data = nullptr;
     const cudaError_t status = cudaMalloc(&data, std::max<size_t>(num_bytes, 1));
     if (status == cudaErrorMemoryAllocation) {
@@ -145,21 +147,25 @@ class CudaBackend : public Backend {
     });
     allocations_->emplace(reinterpret_cast<uintptr_t>(data), num_bytes);
     CARAVAN_CUDA_CHECK(cudaMemsetAsync(data, 0, num_bytes, context_.stream));
+    synchronize();  // whatever uses it, on whatever stream, finds zeros
     return buffer;
   }
   Buffer allocate_host(size_t num_bytes) override {
+    make_current();
     void* data = nullptr;
     CARAVAN_CUDA_CHECK(cudaHostAlloc(&data, std::max<size_t>(num_bytes, 1), cudaHostAllocMapped));
     std::fill_n(static_cast<std::byte*>(data), num_bytes, std::byte{0});
     return Buffer(data, num_bytes, [](void* p, size_t) { cudaFreeHost(p); });
   }
   std::optional<int64_t> available_bytes() const override {
+    make_current();
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     CARAVAN_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     return static_cast<int64_t>(free_bytes);
   }
   std::optional<int64_t> total_bytes() const override {
+    make_current();
     size_t free_bytes = 0;
     size_t total_bytes = 0;
     CARAVAN_CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
@@ -168,27 +174,27 @@ class CudaBackend : public Backend {
   bool reads_host_memory() const override { return false; }
   void copy_from_host(const void* src, void* dst, size_t num_bytes) override {
     if (num_bytes >= kStagedCopyBytes) {
-      host_to_device_.copy(src, dst, num_bytes, context_.stream);
+      host_to_device_.copy(src, dst, num_bytes, context().stream);
       return;
     }
     CARAVAN_CUDA_CHECK(
-        cudaMemcpyAsync(dst, src, num_bytes, cudaMemcpyHostToDevice, context_.stream));
+        cudaMemcpyAsync(dst, src, num_bytes, cudaMemcpyHostToDevice, context().stream));
     synchronize();
   }
   void copy_to_host(const void* src, void* dst, size_t num_bytes) override {
     CARAVAN_CUDA_CHECK(
-        cudaMemcpyAsync(dst, src, num_bytes, cudaMemcpyDeviceToHost, context_.stream));
+        cudaMemcpyAsync(dst, src, num_bytes, cudaMemcpyDeviceToHost, context().stream));
     synchronize();
   }
   void copy_from_host_async(const void* src, void* dst, size_t num_bytes) override {
     if (num_bytes <= kKernelCopyBytes) {
-      cuda::launch_copy(src, dst, static_cast<int64_t>(num_bytes), context_);
+      cuda::launch_copy(src, dst, static_cast<int64_t>(num_bytes), context());
       return;
     }
     CARAVAN_CUDA_CHECK(
-        cudaMemcpyAsync(dst, src, num_bytes, cudaMemcpyHostToDevice, context_.stream));
+        cudaMemcpyAsync(dst, src, num_bytes, cudaMemcpyHostToDevice, context().stream));
   }
-  void synchronize() override { CARAVAN_CUDA_CHECK(cudaStreamSynchronize(context_.stream)); }
+  void synchronize() override { CARAVAN_CUDA_CHECK(cudaStreamSynchronize(context().stream)); }
 
   void pack_weight(const void* src, DType src_dtype, LinearLayout src_layout, int64_t in_features,
                    int64_t out_features, DType dtype, void* dst) override {
@@ -208,11 +214,11 @@ class CudaBackend : public Backend {
                               .src_dtype = src_dtype,
                               .dst = dst,
                               .dst_dtype = dtype},
-                             context_);
+                             context());
   }
   void fill_random(void* data, DType dtype, int64_t count, float mean, float scale,
                    uint64_t seed) override {
-    cuda::launch_fill_random(data, dtype, count, mean, scale, seed, context_);
+    cuda::launch_fill_random(data, dtype, count, mean, scale, seed, context());
   }
 
   size_t workspace_bytes(const WorkspaceSpec& spec) const override {
@@ -228,8 +234,8 @@ class CudaBackend : public Backend {
   void embedding(const EmbeddingOp& op) override {
     // The first operator of a step: all of the batch is there before any other starts, as
     // attention's is_context_settled wants it.
-    cuda::LaunchContext context = context_;
-    context.use_pdl = false;
+    cuda::LaunchContext plain = context();
+    plain.use_pdl = false;
     cuda::launch_embedding({.num_tokens = op.out.shape[0],
                             .hidden_size = op.wte.in_features,
                             .vocab_size = op.wte.out_features,
@@ -240,7 +246,7 @@ class CudaBackend : public Backend {
                             .wpe = op.wpe.data,
                             .dtype = op.wte.dtype,
                             .out = op.out.as<float>()},
-                           context);
+                           plain);
   }
   void layer_norm(const LayerNormOp& op) override {
     cuda::launch_layer_norm({.num_tokens = op.x.shape[0],
@@ -254,7 +260,7 @@ class CudaBackend : public Backend {
                              .epsilon = op.epsilon,
                              .y = op.y.data,
                              .y_dtype = op.y.dtype},
-                            context_);
+                            context());
   }
   void linear(const LinearOp& op) override {
     cuda::launch_linear({.num_tokens = op.x.shape[0],
@@ -271,7 +277,7 @@ class CudaBackend : public Backend {
                          .y = op.y.data,
                          .y_stride = op.y.shape[1],
                          .y_dtype = op.y.dtype},
-                        context_);
+                        context());
   }
   void attention(const AttentionOp& op) override {
     const cuda::AttentionArgs args{.num_tokens = op.qkv.shape[0],
@@ -291,7 +297,7 @@ class CudaBackend : public Backend {
                                    .is_context_settled = true};
     const bool is_fast = cuda::has_fast_attention(op.qkv.dtype, op.cache.dtype, op.cache.head_dim);
     if (is_fast && op.batch.is_decode) {  // writes K and V itself
-      cuda::launch_attention_decode(args, context_);
+      cuda::launch_attention_decode(args, context());
       return;
     }
     cuda::launch_append_kv({.num_tokens = op.qkv.shape[0],
@@ -299,12 +305,12 @@ class CudaBackend : public Backend {
                             .dtype = op.qkv.dtype,
                             .slot_mapping = op.slot_mapping.as<int64_t>(),
                             .cache = args.cache},
-                           context_);
+                           context());
     if (!is_fast) {
-      cuda::launch_attention_simple(args, context_);
+      cuda::launch_attention_simple(args, context());
     } else {
       cuda::launch_attention_prefill(args, op.batch.query_tiles.as<int32_t>(),
-                                     op.batch.query_tiles.shape[0], context_);
+                                     op.batch.query_tiles.shape[0], context());
     }
   }
   void gather_rows(const GatherRowsOp& op) override {
@@ -314,7 +320,7 @@ class CudaBackend : public Backend {
          .rows = op.rows.as<int32_t>(),
          .x = op.x.data,
          .out = op.out.data},
-        context_);
+        context());
   }
 
   bool samples_on_device() const override { return true; }
@@ -328,33 +334,34 @@ class CudaBackend : public Backend {
                          .seen = op.seen,
                          .tokens = op.tokens.as<int32_t>(),
                          .host_tokens = op.host_tokens},
-                        context_);
+                        context());
   }
   void mark_seen(uint32_t* seen, int64_t slot, int64_t vocab_size, const int32_t* ids,
                  int64_t count) override {
-    cuda::launch_mark_seen(seen, slot, vocab_size, ids, count, true, context_);
+    cuda::launch_mark_seen(seen, slot, vocab_size, ids, count, true, context());
   }
 
   void run_captured(uint64_t key, const std::function<void()>& step) override {
-    graphs_.run(key, step, context_.stream);
+    graphs_.run(key, step, context().stream);
   }
   int64_t mark() override {
     CARAVAN_CUDA_CHECK(
-        cudaEventRecord(events_[static_cast<size_t>(next_event_) % kNumEvents], context_.stream));
+        cudaEventRecord(events_[static_cast<size_t>(next_event_) % kNumEvents], context().stream));
     return next_event_++;
   }
   void wait_for(int64_t marker) override {
+    make_current();
     CARAVAN_CUDA_CHECK(cudaEventSynchronize(events_[static_cast<size_t>(marker) % kNumEvents]));
   }
 
   Ceilings measure_ceilings(std::optional<DType> matmul) override {
-    Ceilings ceilings{.read_gb_per_s = cuda::measure_read_gb_per_s(context_),
-                      .copy_gb_per_s = cuda::measure_copy_gb_per_s(context_),
+    Ceilings ceilings{.read_gb_per_s = cuda::measure_read_gb_per_s(context()),
+                      .copy_gb_per_s = cuda::measure_copy_gb_per_s(context()),
                       .matmul_tflops = 0,
-                      .host_to_device_gb_per_s = cuda::measure_host_to_device_gb_per_s(context_),
+                      .host_to_device_gb_per_s = cuda::measure_host_to_device_gb_per_s(context()),
                       .note = ""};
     if (!matmul) return ceilings;
-    const cuda::MatmulCeiling product = cuda::measure_matmul(*matmul, context_);
+    const cuda::MatmulCeiling product = cuda::measure_matmul(*matmul, context());
     ceilings.matmul_tflops = product.tflops;
     ceilings.note = product.note;
     return ceilings;
@@ -370,6 +377,14 @@ class CudaBackend : public Backend {
     if (next == allocations_->begin()) return 0;
     const auto& [begin, num_bytes] = *std::prev(next);
     return address < begin + num_bytes ? static_cast<int64_t>(begin + num_bytes - address) : 0;
+  }
+
+  /// The calling thread's calls go to this device from here on. A thread begins with device 0,
+  /// whatever the one that made the backend chose, and may use several backends in turn.
+  void make_current() const { CARAVAN_CUDA_CHECK(cudaSetDevice(device_)); }
+  const cuda::LaunchContext& context() const {
+    make_current();
+    return context_;
   }
 
   int device_;
