@@ -54,6 +54,11 @@ struct WgmmaRegisters {
 };
 
 /// What the consumers have to know of one (tile, head); written by the producer with the queries.
+/// No race, though compute-sanitizer reports one: it does not follow mbarriers between ordinary
+/// accesses. Each write is before an arrival at q_full and each read behind a wait for it, each
+/// next write behind a wait for q_empty, at which every warp arrives when it has read; an arrival
+/// is a release and a wait an acquire (PTX ISA, mbarrier.arrive and mbarrier.try_wait: .release and
+/// .acquire at .cta scope are the defaults).
 struct WgmmaWork {
   int32_t num_rows;        // 0: no more work
   int32_t num_partitions;  // 0: padding, its rows become zero
