@@ -2,9 +2,13 @@
 # Installs what is missing, builds, and runs every test that needs no GPU:
 #   1. the release build's tests, with the checks of the tree (includes, headers, format, files)
 #   2. the same tests under AddressSanitizer and UndefinedBehaviorSanitizer
-#   3. every libFuzzer target for FUZZ_SECONDS (default 60)
-# A step that fails does not stop the next one. Ends with what failed tests printed last and a summary
-# line; the exit status is 0 when nothing failed. Logs of the steps are kept in build/logs.
+#   3. the tests of the engine and of the server under ThreadSanitizer
+#   4. clang-tidy over one file in TIDY_SHARES (default 8), other ones for the next commit; over all
+#      of them with TIDY_SHARES=1
+#   5. every libFuzzer target for FUZZ_SECONDS (default 60)
+# A step that fails does not stop the next one. Ends with what failed tests printed last, the tests
+# that were skipped with their reasons, and a summary line; the exit status is 0 when nothing failed.
+# Logs of the steps are kept in build/logs.
 # usage: ./test.sh
 set -uo pipefail
 cd "$(dirname "$0")" || exit 1
@@ -12,6 +16,7 @@ cd "$(dirname "$0")" || exit 1
 fuzz_seconds=${FUZZ_SECONDS:-60}
 num_passed=0
 num_failed=0
+num_skipped=0
 failures=()
 logs=build/logs
 mkdir -p "$logs"
@@ -25,10 +30,10 @@ record() {  # NAME STATUS
   fi
 }
 
-build() {  # PRESET: counts only when it fails
+build() {  # PRESET [TARGET...]: counts only when it fails
   local start=$SECONDS
   echo "== build $1" >&2
-  if tools/build.sh "$1"; then
+  if tools/build.sh "$@"; then
     echo "== build $1: done after $((SECONDS - start)) s" >&2
   else
     record "build $1" 1
@@ -46,19 +51,19 @@ step() {  # NAME COMMAND...: one check, timed; its output is shown when it fails
   record "$name" "$status"
 }
 
-run_ctest() {  # PRESET: counts every test of the suite
+run_ctest() {  # PRESET [OPTION...]: counts every test of the suite; one that was skipped did not pass
   local start=$SECONDS log=$logs/ctest-$1.log junit=$PWD/$logs/ctest-$1.xml
   echo "== ctest $1" >&2
-  ctest --preset "$1" -j "$(nproc)" --no-tests=error --output-junit "$junit" | tee "$log"
-  local status=${PIPESTATUS[0]} counts
-  counts=$(sed -n 's/.*tests passed, \([0-9]*\) tests failed out of \([0-9]*\)$/\1 \2/p' "$log")
-  if [[ -z $counts ]]; then
-    record "ctest $1" 1
-  else
-    local failed=${counts% *} total=${counts#* }
-    num_passed=$((num_passed + total - failed))
+  ctest --preset "$@" -j "$(nproc)" --no-tests=error --output-junit "$junit" \
+    --test-output-size-passed 1000000 | tee "$log"
+  local status=${PIPESTATUS[0]} passed failed skipped
+  if read -r passed failed skipped < <(python3 tools/junit_report.py --counts "$junit"); then
+    num_passed=$((num_passed + passed))
     num_failed=$((num_failed + failed))
+    num_skipped=$((num_skipped + skipped))
     [[ $status -eq 0 ]] || failures+=("ctest $1")
+  else
+    record "ctest $1" 1
   fi
   echo "== ctest $1: exit status $status after $((SECONDS - start)) s" >&2
 }
@@ -67,11 +72,15 @@ tools/install_dependencies.sh test || exit 1
 
 build cpu && run_ctest cpu
 build asan && run_ctest asan
+build tsan engine_test server_test http_server_test && run_ctest tsan -L tsan
+step "tidy" tools/tidy.sh --share "${TIDY_SHARES:-8}"
+head -n 1 "$logs/tidy.log" >&2
 step "fuzz" tools/fuzz.sh "$fuzz_seconds"
 
 for failure in "${failures[@]}"; do echo "failed: $failure" >&2; done
 if [[ $num_failed -ne 0 ]]; then
-  python3 tools/failed_tests.py "$logs"/ctest-*.xml >&2
+  python3 tools/junit_report.py --failed "$logs"/ctest-*.xml >&2
 fi
-echo "$num_passed passed, $num_failed failed"
+python3 tools/junit_report.py --skipped "$logs"/ctest-*.xml >&2
+echo "$num_passed passed, $num_failed failed, $num_skipped skipped"
 [[ $num_failed -eq 0 ]]

@@ -50,5 +50,6 @@ function(caravan_test name)
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gtest_main)
   add_test(NAME ${name} COMMAND ${name})
   # Tests share the cores: threads that wait must not spin.
-  set_tests_properties(${name} PROPERTIES TIMEOUT 900 ENVIRONMENT OMP_WAIT_POLICY=passive)
+  set_tests_properties(${name} PROPERTIES
+    TIMEOUT 900 ENVIRONMENT OMP_WAIT_POLICY=passive LABELS unit)
 endfunction()
