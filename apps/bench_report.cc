@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "core/error.h"
+#include "core/standard_output.h"
 
 namespace caravan {
 
@@ -208,13 +209,13 @@ BenchReport::BenchReport(BenchSubject subject, bool is_json)
   std::printf("# ceilings of this run: %s\n", ceilings_text(subject_.ceilings).c_str());
   std::printf("| model | size | backend | test | time | ± | t/s | ± | rate | of ceiling |\n");
   std::printf("|---|--:|---|---|--:|--:|--:|--:|--:|--:|\n");
-  std::fflush(stdout);
+  flush_output();
 }
 
 void BenchReport::add(const BenchRow& row) {
   if (is_json_) {
     std::printf("%s\n", boost::json::serialize(bench_row_to_json(row, subject_)).c_str());
-    std::fflush(stdout);
+    flush_output();
     return;
   }
   const double seconds = median(row.seconds);
@@ -230,7 +231,7 @@ void BenchReport::add(const BenchRow& row) {
       row.work.bytes > 0 ? rate_text(rate_of(row, seconds, subject_.ceilings)) : "-",
       share ? fmt::format("{:.1f} %", *share * 100) : "-");
   std::printf("%s\n", line.c_str());
-  std::fflush(stdout);
+  flush_output();
 }
 
 }  // namespace caravan

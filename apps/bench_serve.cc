@@ -13,7 +13,9 @@
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/output_paths.h"
 #include "core/progress.h"
+#include "core/standard_output.h"
 #include "server/process_signals.h"
 
 namespace caravan {
@@ -68,6 +70,8 @@ void run_bench_serve(BenchServeFlags flags) {
   CARAVAN_CHECK(flags.load.max_concurrency >= 0 && flags.load.timeout_s > 0,
                 "--max-concurrency {}, --timeout {}: expected 0 or more, and more than 0",
                 flags.load.max_concurrency, flags.load.timeout_s);
+  check_output_file("--save-result", flags.result_file,
+                    {{"--dataset-path", flags.plan.dataset_path}});
   const std::map<std::string, double> limits = goodput_limits(flags.goodput);
   const std::vector<LoadRequest> requests = make_load(flags.plan);
   raise_file_limit();  // each connection is a file
@@ -102,12 +106,12 @@ void run_bench_serve(BenchServeFlags flags) {
     file.commit();
   }
   if (flags.is_json) {
-    fmt::print("{}\n", boost::json::serialize(json));
+    print_output("{}\n", boost::json::serialize(json));
   } else {
-    fmt::print("{}", load_report(summary, flags.load.max_concurrency, flags.plan.request_rate,
-                                 !limits.empty()));
+    print_output("{}", load_report(summary, flags.load.max_concurrency, flags.plan.request_rate,
+                                   !limits.empty()));
   }
-  std::fflush(stdout);
+  flush_output();
   for (const auto& [message, count] : summary.errors) {
     log_warning("{} requests failed: {}", count, message);
   }

@@ -14,6 +14,7 @@
 #include "backend/create_backend.h"
 #include "convert/byte_size.h"
 #include "convert/engine_builder.h"
+#include "convert/model_files.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "engine/model_runner.h"
@@ -174,6 +175,11 @@ void run_build(Flags& flags) {
                   printable(flags.build.kv_cache_dtype));
     flags.build.kv_cache_dtype = "int8";
   }
+  std::vector<InputPath> inputs = {{"--model", flags.build.model}};
+  if (flags.calibration.is_wanted()) {
+    inputs.push_back({"--calibrate-kv-cache", flags.calibration.path()});
+  }
+  check_model_output(flags.output, flags.force, inputs);
   const ModelDir dir = open_model_dir(flags.build.model);
   EngineBuildOptions options;
   options.input = flags.build.model;
@@ -229,7 +235,9 @@ void add_build_command(CLI::App& app) {
       "Run fixed prompts through the reference kernels (float32 weights of the source, which must "
       "fit in memory) and through the engine, store the differences as a certificate, and fail "
       "beyond the tolerances of the dtype");
-  command->add_flag("--force", flags->force, "Replace the output when it exists");
+  command->add_flag(
+      "--force", flags->force,
+      "Replace the output when it is a directory that caravan wrote and nobody added to");
   command->add_flag("--int8_kv_cache", flags->int8_kv_cache, "The same as --kv-cache-dtype int8");
   flags->calibration.add_to(*command);
   flags->legacy.add_to(*command);

@@ -9,6 +9,7 @@
 #include "apps/model_flags.h"
 #include "convert/byte_size.h"
 #include "convert/hf_converter.h"
+#include "convert/model_files.h"
 #include "core/error.h"
 #include "core/log.h"
 
@@ -29,6 +30,11 @@ void run_convert(Flags& flags) {
   if (flags.processes > 0) {
     log_info("--processes has no meaning here: tensors stream through one process");
   }
+  std::vector<InputPath> inputs = {{"--model", flags.options.input}};
+  if (flags.calibration.is_wanted()) {
+    inputs.push_back({"--calibrate-kv-cache", flags.calibration.path()});
+  }
+  check_model_output(flags.options.output, flags.options.replace, inputs);
   if (flags.calibration.is_wanted()) {
     const std::optional<DType> kv_dtype = kv_dtype_flag(flags.kv_cache_dtype);
     CARAVAN_CHECK(kv_dtype && is_quantized_kv(*kv_dtype),
@@ -87,7 +93,9 @@ void add_convert_command(CLI::App& app) {
                    flags->options.tensor_parallel,
                    "Split into this many ranks; heads, hidden and MLP size must divide")
       ->capture_default_str();
-  command->add_flag("--force", flags->options.replace, "Replace the output when it exists");
+  command->add_flag(
+      "--force", flags->options.replace,
+      "Replace the output when it is a directory that caravan wrote and nobody added to");
   command->add_flag("--restart", flags->options.restart,
                     "Begin anew instead of continuing what a killed run left");
   flags->calibration.add_to(*command);

@@ -1,7 +1,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -11,6 +10,8 @@
 #include "convert/model_files.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/mapped_file.h"
+#include "core/standard_output.h"
 #include "format/model_dir.h"
 #include "tokenizer/tokenizer.h"
 
@@ -82,9 +83,7 @@ boost::json::object config_json(const ModelConfig& config) {
 
 std::vector<LintFinding> lint(const ModelDir& dir) {
   LintInputs inputs;
-  const auto exists = [&](const char* name) {
-    return std::filesystem::exists(dir.path + "/" + name);
-  };
+  const auto exists = [&](const char* name) { return path_exists(dir.path + "/" + name); };
   if (exists("tokenizer.json") || (exists("vocab.json") && exists("merges.txt"))) {
     inputs.tokenizer_vocab_size = Tokenizer::from_directory(dir.path).vocab_size();
   }
@@ -125,30 +124,30 @@ boost::json::object report(const ModelDir& dir) {
 }
 
 void print_text(const boost::json::object& json) {
-  fmt::print("{}: {}\n", std::string(json.at("path").get_string()),
-             std::string(json.at("kind").get_string()));
+  print_output("{}: {}\n", std::string(json.at("path").get_string()),
+               std::string(json.at("kind").get_string()));
   for (const char* section : {"config", "caravan"}) {
     const boost::json::value* object = json.if_contains(section);
     if (object == nullptr) continue;
     for (const auto& member : object->get_object()) {
-      fmt::print("  {:<22} {}\n", std::string(member.key()),
-                 boost::json::serialize(member.value()));
+      print_output("  {:<22} {}\n", std::string(member.key()),
+                   boost::json::serialize(member.value()));
     }
   }
   int rank = 0;
   for (const boost::json::value& tensors : json.at("tensors").get_array()) {
     int64_t total = 0;
-    fmt::print("tensors of rank {}:\n", rank++);
+    print_output("tensors of rank {}:\n", rank++);
     for (const boost::json::value& value : tensors.get_array()) {
       const boost::json::object& tensor = value.get_object();
       total += tensor.at("bytes").get_int64();
-      fmt::print("  {:<36} {:<9} {:<28} {:>16} B\n",
-                 printable(std::string_view(tensor.at("name").get_string())),
-                 std::string(tensor.at("dtype").get_string()),
-                 std::string(tensor.at("shape").get_string()),
-                 group_digits(tensor.at("bytes").get_int64()));
+      print_output("  {:<36} {:<9} {:<28} {:>16} B\n",
+                   printable(std::string_view(tensor.at("name").get_string())),
+                   std::string(tensor.at("dtype").get_string()),
+                   std::string(tensor.at("shape").get_string()),
+                   group_digits(tensor.at("bytes").get_int64()));
     }
-    fmt::print("  {} tensors, {}\n", tensors.get_array().size(), format_bytes(total));
+    print_output("  {} tensors, {}\n", tensors.get_array().size(), format_bytes(total));
   }
 }
 
@@ -171,16 +170,16 @@ void run_inspect(const Flags& flags) {
     json["checksums"] = "match";
   }
   if (flags.is_json) {
-    std::printf("%s", pretty_json(json, 4).c_str());
+    write_output(pretty_json(json, 4));
   } else {
     print_text(json);
     for (const LintFinding& finding : findings) {
-      fmt::print("{}: {} [{}]\n", lint_severity_name(finding.severity), finding.message,
-                 finding.id);
+      print_output("{}: {} [{}]\n", lint_severity_name(finding.severity), finding.message,
+                   finding.id);
     }
-    if (flags.checksums) fmt::print("checksums: every tensor matches\n");
+    if (flags.checksums) print_output("checksums: every tensor matches\n");
   }
-  std::fflush(stdout);
+  flush_output();
   const auto is_error = [](const LintFinding& f) { return f.severity == LintSeverity::kError; };
   const auto num_errors = std::count_if(findings.begin(), findings.end(), is_error);
   CARAVAN_CHECK_CODE(num_errors == 0, kCorrupt, "{}: {} lint error{}", flags.model, num_errors,

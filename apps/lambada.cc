@@ -11,6 +11,7 @@
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/output_paths.h"
 #include "core/progress.h"
 #include "eval/lambada.h"
 #include "format/model_dir.h"
@@ -62,6 +63,8 @@ void write_results(const std::string& path, const std::vector<LambadaItem>& item
 }
 
 void run_lambada(const LambadaFlags& flags) {
+  check_output_file("--output", flags.output,
+                    {{"--model", flags.model.model}, {"--data", flags.data.data}});
   const ModelDir dir = open_model_dir(flags.model.model);
   const int64_t limit = ModelRunner::sequence_limit(dir, 0);
   CARAVAN_CHECK(flags.max_items >= 0, "--max-items {}: expected at least 1", flags.max_items);

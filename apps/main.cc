@@ -7,11 +7,15 @@
 #include <exception>
 #include <new>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "apps/commands.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/mapped_file.h"
+#include "core/standard_output.h"
+#include "core/unfinished_file.h"
 
 namespace caravan {
 namespace {
@@ -33,6 +37,8 @@ int exit_status(ErrorCode code) {
       return 71;
     case ErrorCode::kIo:
       return 74;
+    case ErrorCode::kPermission:
+      return 77;
   }
   return 70;
 }
@@ -70,6 +76,35 @@ std::vector<std::string> arguments(int argc, char** argv) {
   }
   std::reverse(args.begin(), args.end());
   return args;
+}
+
+/// Errors: kIo when a file that was mapped changed meanwhile: the results may mix both states.
+void check_mapped_files() {
+  const std::string path = changed_mapped_file();
+  CARAVAN_CHECK_CODE(path.empty(), kIo,
+                     "{}: changed while it was used; what was read may be of both states: begin "
+                     "again",
+                     path);
+}
+
+/// Calls `work` and says what went wrong; returns the exit status.
+template <typename Work>
+int status_of(const Work& work) {
+  try {
+    return work();
+  } catch (const Error& e) {
+    std::fprintf(stderr, "caravan: error: %s\n", e.what());
+    return exit_status(e.code());
+  } catch (const std::bad_alloc&) {
+    std::fprintf(stderr, "caravan: error: out of host memory\n");
+    return exit_status(ErrorCode::kOutOfMemory);
+  } catch (const std::system_error& e) {  // also of std::filesystem
+    std::fprintf(stderr, "caravan: error: %s\n", e.what());
+    return exit_status(os_error_code(e.code().value()));
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "caravan: error: internal: %s\n", e.what());
+    return exit_status(ErrorCode::kInternal);
+  }
 }
 
 int run(int argc, char** argv) {
@@ -113,18 +148,18 @@ int run(int argc, char** argv) {
 }  // namespace caravan
 
 int main(int argc, char** argv) {
+  caravan::reserve_standard_descriptors();
   caravan::restart_with_short_spin(argv);
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a write error like any other
-  try {
-    return caravan::run(argc, argv);
-  } catch (const caravan::Error& e) {
-    std::fprintf(stderr, "caravan: error: %s\n", e.what());
-    return caravan::exit_status(e.code());
-  } catch (const std::bad_alloc&) {
-    std::fprintf(stderr, "caravan: error: out of host memory\n");
-    return caravan::exit_status(caravan::ErrorCode::kOutOfMemory);
-  } catch (const std::exception& e) {
-    std::fprintf(stderr, "caravan: error: internal: %s\n", e.what());
-    return caravan::exit_status(caravan::ErrorCode::kInternal);
-  }
+  caravan::tidy_on_termination();
+  caravan::end_on_mapping_fault(caravan::exit_status(caravan::ErrorCode::kIo));
+  const int status = caravan::status_of([&] { return caravan::run(argc, argv); });
+  if (status != 0 && status != 1) return status;
+  // A result that did not arrive is no success.
+  const int end_status = caravan::status_of([] {
+    caravan::close_output();
+    caravan::check_mapped_files();
+    return 0;
+  });
+  return end_status != 0 ? end_status : status;
 }

@@ -11,6 +11,7 @@
 #include "backend/create_backend.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/output_paths.h"
 #include "core/progress.h"
 #include "eval/perplexity.h"
 #include "format/model_dir.h"
@@ -152,8 +153,9 @@ Limits check_flags(const PerplexityFlags& flags, int64_t limit) {
                 "--max-num-batched-tokens {}: expected at least 1", flags.max_num_batched_tokens);
   CARAVAN_CHECK(flags.dump.empty() || flags.dump.ends_with(".safetensors"),
                 "--dump {}: expected a name that ends in .safetensors", flags.dump);
-  CARAVAN_CHECK(flags.dump.empty() || flags.dump != flags.against,
-                "--dump {}: --against reads that file", flags.dump);
+  check_output_file(
+      "--dump", flags.dump,
+      {{"--model", flags.model.model}, {"--data", flags.data.data}, {"--against", flags.against}});
   return {window, flags.stride > 0 ? flags.stride : window};
 }
 

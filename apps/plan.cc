@@ -11,6 +11,7 @@
 #include "convert/byte_size.h"
 #include "convert/model_files.h"
 #include "core/error.h"
+#include "core/standard_output.h"
 
 namespace caravan {
 
@@ -25,12 +26,12 @@ struct Flags {
 
 void print_text(const MemoryPlan& plan, std::optional<int64_t> available,
                 const PlanLimits& limits) {
-  std::printf("%s", plan_text(plan).c_str());
+  write_output(plan_text(plan));
   if (!available) return;
   const bool fits = plan.total_bytes() <= *available;
-  fmt::print("available: {}: {}\n", format_bytes(*available), fits ? "fits" : "DOES NOT FIT");
-  fmt::print("largest batch at these lengths: {}\n", limits.max_batch_size);
-  fmt::print("largest input + output at this batch size: {} tokens\n", limits.max_seq_len);
+  print_output("available: {}: {}\n", format_bytes(*available), fits ? "fits" : "DOES NOT FIT");
+  print_output("largest batch at these lengths: {}\n", limits.max_batch_size);
+  print_output("largest input + output at this batch size: {} tokens\n", limits.max_seq_len);
 }
 
 /// What `convert` or `build` holds while it finds the scales of a quantized KV cache.
@@ -53,10 +54,10 @@ CalibrationPlan plan_calibration(const Flags& flags, const ModelDir& dir,
 
 void print_calibration(const CalibrationPlan& plan) {
   const auto row = [](const char* name, int64_t num_bytes, const std::string& note) {
-    fmt::print("{:<14} {:>18} B  {:>9.3f} GB  {}\n", name, group_digits(num_bytes),
-               static_cast<double>(num_bytes) / 1e9, note);
+    print_output("{:<14} {:>18} B  {:>9.3f} GB  {}\n", name, group_digits(num_bytes),
+                 static_cast<double>(num_bytes) / 1e9, note);
   };
-  fmt::print("calibration of the KV cache, before the engine is written:\n");
+  print_output("calibration of the KV cache, before the engine is written:\n");
   row("  model part", plan.bytes.model, "the largest of embedding and one layer, and a step");
   row("  states", plan.bytes.states,
       fmt::format("of at most {} tokens, in host memory", group_digits(plan.num_tokens)));
@@ -89,10 +90,10 @@ std::optional<KvCacheSize> serve_kv_cache(const Flags& flags, const MemoryPlan& 
 void print_serve_kv_cache(const KvCacheSize& size, const MemoryPlan& plan) {
   const int64_t blocks_per_seq =
       ceil_div(plan.build.max_input_len + plan.build.max_output_len, plan.kv_block_size);
-  fmt::print("KV cache of `serve`: {}: {} blocks, {} tokens, {} such sequences\n",
-             format_bytes(size.num_bytes), group_digits(size.num_blocks),
-             group_digits(size.num_blocks * plan.kv_block_size),
-             group_digits(size.num_blocks / blocks_per_seq));
+  print_output("KV cache of `serve`: {}: {} blocks, {} tokens, {} such sequences\n",
+               format_bytes(size.num_bytes), group_digits(size.num_blocks),
+               group_digits(size.num_blocks * plan.kv_block_size),
+               group_digits(size.num_blocks / blocks_per_seq));
 }
 
 void run_plan(const Flags& flags) {
@@ -133,7 +134,7 @@ void run_plan(const Flags& flags) {
     json["largest_batch_size"] = limits.max_batch_size;
     json["largest_seq_len"] = limits.max_seq_len;
   }
-  std::printf("%s", pretty_json(json).c_str());
+  write_output(pretty_json(json));
 }
 
 }  // namespace

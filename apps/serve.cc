@@ -137,7 +137,12 @@ std::unique_ptr<Watchdog> start_watchdog(const ServeFlags& flags, const EngineLo
   constexpr double kNever = 1e9;
   options.limit_s = flags.watchdog_s == 0 ? kNever : flags.stall_s();
   options.stalled_ms = [&loop] { return loop.stalled_ms(); };
-  options.failure = [&loop] { return loop.failure(); };
+  options.failure = [&loop] {
+    // An engine that is mapped answers with whatever its file holds now.
+    const std::string changed = changed_mapped_file();
+    if (!changed.empty()) return changed + ": was rewritten while it was served";
+    return loop.failure();
+  };
   options.on_trip = [&api](const std::string& reason) {
     log_line(LogLevel::kError, reason);
     api.set_draining();
@@ -154,6 +159,7 @@ void run_serve(ServeFlags flags) {
   if (flags.api.served_names.empty()) {
     flags.api.served_names = {name_of_directory(flags.model.model)};
   }
+  end_on_mapping_fault(kWatchdogExit);  // whoever restarts the server may know how to mend it
   // What is cheap to get wrong is found out before anybody connects.
   const ChatTemplate chat_template = ChatTemplate::open(flags.chat_template);
   const ModelDir dir = open_model_dir(flags.model.model);

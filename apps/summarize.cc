@@ -12,7 +12,9 @@
 #include "convert/model_files.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/output_paths.h"
 #include "core/progress.h"
+#include "core/standard_output.h"
 #include "core/tensor.h"
 #include "engine/llm_opener.h"
 #include "eval/summarize.h"
@@ -245,6 +247,12 @@ void report_cuts(const std::vector<SummaryItem>& items, const std::string& overf
 void run_summarize(SummarizeFlags flags) {
   flags.check();
   flags.model.model = flags.model_path();
+  check_output_file("--output", flags.output,
+                    {{"--model", flags.model.model},
+                     {"--tokenizer", flags.tokenizer_path()},
+                     {"--data", flags.data.path},
+                     // A file that is continued loses nothing, so it may be its own reference.
+                     {"--reference", flags.resume ? "" : flags.reference}});
   SummarizeSettings settings = flags.settings();
   const ModelDir dir = open_model_dir(flags.model.model);
   Tokenizer tokenizer = Tokenizer::from_directory(flags.tokenizer_path());
@@ -274,8 +282,8 @@ void run_summarize(SummarizeFlags flags) {
   if (flags.check_accuracy) report.threshold = flags.rouge1_threshold;
   const std::string text =
       flags.is_json ? pretty_json(summarize_json(report)) : summarize_text(report);
-  std::fwrite(text.data(), 1, text.size(), stdout);
-  std::fflush(stdout);
+  write_output(text);
+  flush_output();
   if (!report.is_accurate()) throw CLI::RuntimeError(1);
 }
 

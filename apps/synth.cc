@@ -102,7 +102,9 @@ void add_synth_command(CLI::App& app) {
   command->add_option("--tokenizer", flags->tokenizer, "Directory to copy tokenizer files from");
   command->add_flag("--untied", flags->untied,
                     "Store an own lm_head.weight and set tie_word_embeddings to false");
-  command->add_flag("--force", flags->force, "Replace the output when it exists");
+  command->add_flag(
+      "--force", flags->force,
+      "Replace the output when it is a directory that caravan wrote and nobody added to");
   const std::string custom = "With --shape custom";
   command->add_option("--n-embd,--n_embd", flags->n_embd, "Hidden size")
       ->capture_default_str()

@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
-#include <cstdio>
 #include <memory>
 #include <optional>
 
@@ -11,6 +10,8 @@
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/jsonl.h"
+#include "core/output_paths.h"
+#include "core/standard_output.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
 
@@ -37,12 +38,11 @@ class Sink {
   }
   void write(std::string_view text) {
     if (file_) return file_->write(text);
-    const size_t written = std::fwrite(text.data(), 1, text.size(), stdout);
-    CARAVAN_CHECK_CODE(written == text.size(), kIo, "standard output: write failed");
+    write_output(text);
   }
   void commit() {
     if (file_) return file_->commit();
-    CARAVAN_CHECK_CODE(std::fflush(stdout) == 0, kIo, "standard output: write failed");
+    flush_output();
   }
 
  private:
@@ -120,6 +120,7 @@ void run_tokenize(const TokenizeFlags& flags) {
     CARAVAN_CHECK(flags.ids.empty(), "--ids needs --decode");
   }
   const Tokenizer tokenizer = Tokenizer::from_directory(flags.model);
+  check_output_file("--output", flags.output, {{"--model", flags.model}, {"--input", flags.input}});
   Sink sink(flags.output);
   if (flags.decodes) {
     decode_all(flags, tokenizer, sink);

@@ -311,28 +311,37 @@ TEST_F(ResumableTest, TooManyOrTooFewBytesAreADefect) {
 
 TEST_F(ResumableTest, JournalForgetsTornAndForeignLines) {
   {
-    ConvertJournal journal(at("j"), 42);
+    ConvertJournal journal(at("j"), 42, {{"--dtype", "float16"}});
     journal.record(0, 0, 100);
     journal.record(0, 1, 101);
     journal.record(1, 0, 200);
   }
   const std::string whole = file_bytes(at("j"));
-  EXPECT_EQ(ConvertJournal(at("j"), 42).finished(0), (std::vector<uint64_t>{100, 101}));
-  EXPECT_EQ(ConvertJournal(at("j"), 42).finished(1), (std::vector<uint64_t>{200}));
+  EXPECT_EQ(ConvertJournal(at("j"), 42, {{"--dtype", "float16"}}).finished(0),
+            (std::vector<uint64_t>{100, 101}));
+  EXPECT_EQ(ConvertJournal(at("j"), 42, {{"--dtype", "float16"}}).finished(1),
+            (std::vector<uint64_t>{200}));
   for (size_t length = 0; length < whole.size(); ++length) {
     std::ofstream(at("j"), std::ios::binary) << whole.substr(0, length);
-    ConvertJournal journal(at("j"), 42);
+    ConvertJournal journal(at("j"), 42, {{"--dtype", "float16"}});
     EXPECT_TRUE(journal.finished(1).empty());  // the last line was torn
     EXPECT_LE(journal.finished(0).size(), 2u);
   }
   std::ofstream(at("j"), std::ios::binary) << whole;
   {
-    ConvertJournal journal(at("j"), 42);
+    ConvertJournal journal(at("j"), 42, {{"--dtype", "float16"}});
     journal.keep(0, 1);
   }
-  EXPECT_EQ(ConvertJournal(at("j"), 42).finished(0), (std::vector<uint64_t>{100}));
-  EXPECT_TRUE(ConvertJournal(at("j"), 43).finished(0).empty());
-  EXPECT_TRUE(ConvertJournal(at("j"), 42).finished(0).empty());  // 43 started it over
+  EXPECT_EQ(ConvertJournal(at("j"), 42, {{"--dtype", "float16"}}).finished(0),
+            (std::vector<uint64_t>{100}));
+  {
+    ConvertJournal journal(at("j"), 43, {{"--dtype", "bfloat16"}});
+    EXPECT_TRUE(journal.finished(0).empty());
+    EXPECT_EQ(journal.restart_reason(), "--dtype \"float16\", now \"bfloat16\"");
+  }
+  EXPECT_TRUE(ConvertJournal(at("j"), 42, {{"--dtype", "float16"}})
+                  .finished(0)
+                  .empty());  // 43 started it over
 }
 
 TEST(ValueConverter, FindsTheFirstOverflowInALargePiece) {

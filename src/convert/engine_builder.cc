@@ -5,7 +5,8 @@
 
 #include "convert/convert_values.h"
 #include "convert/model_files.h"
-#include "core/atomic_file.h"
+#include "convert/source_files.h"
+#include "core/atomic_directory.h"
 #include "core/error.h"
 #include "core/op_params.h"
 #include "core/progress.h"
@@ -132,7 +133,7 @@ EngineTensor table_entry(const EngineWeight& form, uint64_t hash) {
 boost::json::object write_weights(const EngineBuildOptions& options,
                                   const ResolvedWeights& resolved, const ModelConfig& config,
                                   const std::optional<KvCalibration>& calibration,
-                                  const std::string& path, EngineBuildResult& result) {
+                                  const AtomicDirectory& directory, EngineBuildResult& result) {
   std::vector<EngineWeight> forms;
   std::vector<SafetensorsWriter::Spec> specs;
   uint64_t total = 0;
@@ -149,8 +150,10 @@ boost::json::object write_weights(const EngineBuildOptions& options,
     specs.push_back({spec.name, DType::kF32, spec.shape});
     total += static_cast<uint64_t>(spec.shape.num_elements()) * sizeof(float);
   }
+  directory.check_room(total);
   Progress progress("build", total, "B");
-  SafetensorsWriter file(path, specs, {{"format", "caravan-engine"}}, kTensorAlignment);
+  SafetensorsWriter file(directory.file("rank0.safetensors"), specs, {{"format", "caravan-engine"}},
+                         kTensorAlignment);
   EngineWriter writer(file, progress);
   boost::json::object tensors;
   for (size_t i = 0; i < forms.size(); ++i) {
@@ -179,9 +182,11 @@ DType default_engine_dtype(const ModelDir& source) {
 }
 
 EngineBuildResult build_engine(const EngineBuildOptions& options) {
+  const SourceFiles source_files(options.input);  // before the first of them is read
   const ModelDir dir = open_model_dir(options.input);
   CARAVAN_CHECK(dir.kind != ModelDirKind::kEngine, "--model: {} is an engine already",
                 options.input);
+  check_model_output(options.output, options.replace, {{"--model", options.input}});
   CARAVAN_CHECK_CODE(dir.tensor_parallel == 1, kUnsupported,
                      "--model: {} is split for {} ranks and this version builds for one; convert "
                      "without --tensor-parallel",
@@ -200,10 +205,9 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
   result.plan = make_memory_plan(dir.config, resolved.has_own_head, options.build, options.plan);
   result.skipped = resolved.skipped;
 
-  AtomicDirectory directory(options.output, options.replace);
+  AtomicDirectory directory(options.output, options.replace, model_directory_kind());
   try {
-    const std::string& work_path = directory.work_path();
-    clear_directory(work_path);
+    directory.clear();
     boost::json::object config = source_config_json(options.input, options.build.dtype);
     boost::json::object caravan = {{"kind", "engine"},
                                    {"format_version", kModelDirFormatVersion},
@@ -212,15 +216,16 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
                                    {"build", build_config_to_json(options.build)},
                                    {"memory_plan", plan_json(result.plan)}};
     if (calibration) caravan["kv_calibration"] = calibration->record;
-    caravan["tensors"] = write_weights(options, resolved, dir.config, calibration,
-                                       work_path + "/rank0.safetensors", result);
-    result.copied_files = copy_side_files(options.input, work_path);
+    caravan["tensors"] =
+        write_weights(options, resolved, dir.config, calibration, directory, result);
+    result.copied_files = copy_side_files(options.input, directory);
     config["caravan"] = caravan;
-    write_json_file(work_path + "/config.json", config);
+    write_json_file(directory.file("config.json"), config);
+    source_files.check_unchanged(resolved.weights);
     if (options.certify) {
-      caravan["certificate"] = options.certify(work_path);
+      caravan["certificate"] = options.certify(directory.work_path());
       config["caravan"] = caravan;
-      write_json_file(work_path + "/config.json", config);
+      write_json_file(directory.file("config.json"), config);
     }
     directory.commit();
     return result;

@@ -10,7 +10,8 @@
 #include "convert/convert_values.h"
 #include "convert/model_files.h"
 #include "convert/resumable_file.h"
-#include "core/atomic_file.h"
+#include "convert/source_files.h"
+#include "core/atomic_directory.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/progress.h"
@@ -21,7 +22,6 @@ namespace caravan {
 namespace {
 
 constexpr int64_t kPieceBytes = int64_t{8} << 20;  // of the source
-constexpr const char* kJournalName = "convert.journal";
 
 struct SourceFile {
   std::string name;
@@ -32,14 +32,19 @@ struct SourceFile {
 std::vector<SourceFile> hash_sources(const ResolvedWeights& resolved) {
   std::set<std::string> paths;
   for (const ResolvedWeight& weight : resolved.weights) paths.insert(weight.tensor->file->path());
+  const auto size_of = [](const std::string& path) {
+    const auto identity = FileIdentity::of(path);
+    CARAVAN_CHECK_OS(identity, "{}: cannot look at it", path);
+    return identity->num_bytes;
+  };
   uint64_t total = 0;
-  for (const std::string& path : paths) total += std::filesystem::file_size(path);
+  for (const std::string& path : paths) total += size_of(path);
   Progress progress("hash the source", total, "B");
   std::vector<SourceFile> files;
   for (const std::string& path : paths) {
     SourceFile file;
     file.name = std::filesystem::path(path).filename().string();
-    file.num_bytes = std::filesystem::file_size(path);
+    file.num_bytes = size_of(path);
     file.xxh3 = hash_file(path, progress);
     files.push_back(std::move(file));
   }
@@ -144,28 +149,36 @@ class Conversion {
     config_ = source_config_json(options.input, dtype_);
   }
 
-  ConvertResult run(const std::string& work_path) {
+  const std::vector<ResolvedWeight>& weights() const { return resolved_.weights; }
+
+  ConvertResult run(AtomicDirectory& directory) {
     config_["caravan"] = caravan_object(options_, resolved_, dtype_, hash_sources(resolved_));
-    if (options_.restart) clear_directory(work_path);
+    if (options_.restart) directory.clear();
     ConvertResult result;
     result.dtype = dtype_;
     result.has_own_head = resolved_.has_own_head;
     result.skipped = resolved_.skipped;
-    ConvertJournal journal(work_path + "/" + kJournalName, journal_key(config_, options_));
+    ConvertJournal journal(directory.file(kJournalName), journal_key(config_, options_),
+                           settings());
+    if (!journal.restart_reason().empty()) {
+      log_warning("{}: what an earlier run left there is begun anew: {}", directory.work_path(),
+                  journal.restart_reason());
+    }
     uint64_t total = 0;
     for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
       for (const auto& spec : rank_specs(rank)) {
         total += static_cast<uint64_t>(spec.shape.num_elements()) * dtype_size(spec.dtype);
       }
     }
+    directory.check_room(total);
     Progress progress("convert", total, "B");
     for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
-      convert_rank(rank, work_path, journal, progress, result);
+      convert_rank(rank, directory, journal, progress, result);
     }
     progress.finish();
-    result.copied_files = copy_side_files(options_.input, work_path);
-    write_json_file(work_path + "/config.json", config_);
-    remove_leftovers(work_path, result.copied_files);
+    result.copied_files = copy_side_files(options_.input, directory);
+    write_json_file(directory.file("config.json"), config_);
+    remove_leftovers(directory, result.copied_files);
     return result;
   }
 
@@ -183,10 +196,21 @@ class Conversion {
     return specs;
   }
 
-  void convert_rank(int rank, const std::string& work_path, ConvertJournal& journal,
+  // What decides the output, for a person who changed a part of it between two runs.
+  boost::json::object settings() const {
+    boost::json::object settings = {{"--dtype", dtype_name(dtype_)},
+                                    {"--tensor-parallel", options_.tensor_parallel},
+                                    {"--calibrate-kv-cache", nullptr}};
+    if (options_.kv_calibration) {
+      settings["--calibrate-kv-cache"] = options_.kv_calibration->record;
+    }
+    return settings;
+  }
+
+  void convert_rank(int rank, const AtomicDirectory& directory, ConvertJournal& journal,
                     Progress& progress, ConvertResult& result) const {
     const auto specs = rank_specs(rank);
-    ResumableSafetensors file(fmt::format("{}/rank{}.safetensors", work_path, rank), specs,
+    ResumableSafetensors file(directory.file(fmt::format("rank{}.safetensors", rank)), specs,
                               {{"format", "pt"}, {"rank", std::to_string(rank)}});
     const size_t num_kept = file.resume(journal.finished(rank));
     journal.keep(rank, num_kept);
@@ -235,18 +259,14 @@ class Conversion {
   }
 
   // Everything that does not belong to the result: the journal, temporary files of a killed run.
-  void remove_leftovers(const std::string& work_path,
+  void remove_leftovers(AtomicDirectory& directory,
                         const std::vector<std::string>& copied_files) const {
     std::set<std::string> wanted(copied_files.begin(), copied_files.end());
     wanted.insert("config.json");
     for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
       wanted.insert(fmt::format("rank{}.safetensors", rank));
     }
-    std::vector<std::filesystem::path> unwanted;
-    for (const auto& entry : std::filesystem::directory_iterator(work_path)) {
-      if (!wanted.contains(entry.path().filename().string())) unwanted.push_back(entry.path());
-    }
-    for (const auto& path : unwanted) std::filesystem::remove_all(path);
+    directory.clear(wanted);
   }
 
   const ConvertOptions& options_;
@@ -326,16 +346,19 @@ void check_tensor_parallel(const ModelConfig& config, int tensor_parallel) {
 }
 
 ConvertResult convert_checkpoint(const ConvertOptions& options) {
+  const SourceFiles source_files(options.input);  // before the first of them is read
   const ModelDir dir = open_model_dir(options.input);
   CARAVAN_CHECK(dir.kind == ModelDirKind::kHuggingFace,
                 "--model: {} is not a Hugging Face directory but one that caravan wrote",
                 options.input);
+  check_model_output(options.output, options.replace, {{"--model", options.input}});
   check_tensor_parallel(dir.config, options.tensor_parallel);
   const TensorSource source = TensorSource::open_directory(options.input);
   Conversion conversion(options, dir, source);
-  AtomicDirectory directory(options.output, options.replace);
+  AtomicDirectory directory(options.output, options.replace, model_directory_kind());
   try {
-    const ConvertResult result = conversion.run(directory.work_path());
+    const ConvertResult result = conversion.run(directory);
+    source_files.check_unchanged(conversion.weights());
     directory.commit();
     return result;
   } catch (...) {

@@ -1,8 +1,10 @@
 #include "convert/model_files.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <system_error>
 
+#include "convert/resumable_file.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/json.h"
@@ -17,18 +19,70 @@ namespace {
 constexpr size_t kMaxSideFileBytes = size_t{64} << 20;
 constexpr size_t kMaxConfigBytes = size_t{64} << 20;
 
-std::vector<std::string> copy_files(const std::string& from, const std::string& to,
+std::vector<std::string> copy_files(const std::string& from, const AtomicDirectory& to,
                                     const std::vector<std::string>& names) {
   std::vector<std::string> copied;
   for (const std::string& name : names) {
     const std::string source = from + "/" + name;
-    if (!fs::exists(source)) continue;
-    AtomicFile file(to + "/" + name);
+    std::error_code error;
+    if (fs::symlink_status(source, error).type() == fs::file_type::not_found) continue;
+    AtomicFile file(to.file(name));
     file.write(read_text_file(source, kMaxSideFileBytes));
     file.commit();
     copied.push_back(name);
   }
   return copied;
+}
+
+/// `value`["caravan"]["kind"], "" when there is none.
+std::string caravan_kind(const boost::json::value& value) {
+  const boost::json::value* caravan =
+      value.is_object() ? value.get_object().if_contains("caravan") : nullptr;
+  const boost::json::value* kind = caravan != nullptr && caravan->is_object()
+                                       ? caravan->get_object().if_contains("kind")
+                                       : nullptr;
+  if (kind == nullptr || !kind->is_string()) return {};
+  return {kind->get_string().data(), kind->get_string().size()};
+}
+
+// config.json says so; of a synthetic model the weights must too, because training such a model
+// keeps its config.json.
+bool is_caravan_model(const DirectoryKind::ReadHead& read) {
+  if (read(kJournalName, kJournalTitle.size()) == kJournalTitle) return true;
+  std::string kind;
+  try {
+    kind = caravan_kind(parse_json(read("config.json", kMaxConfigBytes), "config.json"));
+  } catch (const Error&) {
+    return false;
+  }
+  if (kind != "synthetic") return kind == "checkpoint" || kind == "engine";
+  constexpr size_t kHeadBytes = 4096;
+  for (const char* name : {"model.safetensors", "model.safetensors.index.json"}) {
+    const std::string head = read(name, kHeadBytes);
+    if (!head.empty()) return head.find(kSyntheticMark) != std::string::npos;
+  }
+  return false;
+}
+
+/// "PREFIXnumberSUFFIX".
+bool is_numbered(std::string_view name, std::string_view prefix, std::string_view suffix) {
+  if (name.size() <= prefix.size() + suffix.size() || !name.starts_with(prefix) ||
+      !name.ends_with(suffix)) {
+    return false;
+  }
+  name = name.substr(prefix.size(), name.size() - prefix.size() - suffix.size());
+  return name.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+bool is_model_file_name(std::string_view name) {
+  for (const std::string& side_file : model_side_files()) {
+    if (name == side_file) return true;
+  }
+  const size_t of = name.find("-of-");
+  return name == "config.json" || name == kJournalName || name == "model.safetensors" ||
+         name == "model.safetensors.index.json" || is_numbered(name, "rank", ".safetensors") ||
+         (of != std::string_view::npos && is_numbered(name.substr(0, of), "model-", "") &&
+          is_numbered(name.substr(of), "-of-", ".safetensors"));
 }
 
 void append_pretty(const boost::json::value& value, int depth, int max_depth, std::string& out) {
@@ -77,25 +131,26 @@ const std::vector<std::string>& model_side_files() {
   return kNames;
 }
 
-std::vector<std::string> copy_side_files(const std::string& from, const std::string& to) {
+const DirectoryKind& model_directory_kind() {
+  static const DirectoryKind kKind = {"config.json that caravan wrote", is_caravan_model,
+                                      is_model_file_name};
+  return kKind;
+}
+
+void check_model_output(const std::string& output, bool replace,
+                        const std::vector<InputPath>& inputs) {
+  check_output_directory("--output", output, inputs);
+  AtomicDirectory::check(output, replace, model_directory_kind());
+}
+
+std::vector<std::string> copy_side_files(const std::string& from, const AtomicDirectory& to) {
   return copy_files(from, to, model_side_files());
 }
 
-std::vector<std::string> copy_tokenizer_files(const std::string& from, const std::string& to) {
+std::vector<std::string> copy_tokenizer_files(const std::string& from, const AtomicDirectory& to) {
   std::vector<std::string> names = model_side_files();
   std::erase(names, "generation_config.json");
   return copy_files(from, to, names);
-}
-
-void clear_directory(const std::string& directory) {
-  std::error_code error;
-  for (fs::directory_iterator it(directory, error), end; !error && it != end;) {
-    const fs::path path = it->path();
-    it.increment(error);
-    if (!error) fs::remove_all(path, error);
-  }
-  CARAVAN_CHECK_CODE(!error, kIo, "{}: cannot remove the files of an earlier run: {}", directory,
-                     error.message());
 }
 
 std::string pretty_json(const boost::json::value& value, int max_depth) {
@@ -104,7 +159,7 @@ std::string pretty_json(const boost::json::value& value, int max_depth) {
   return out + "\n";
 }
 
-void write_json_file(const std::string& path, const boost::json::value& value) {
+void write_json_file(const FileAt& path, const boost::json::value& value) {
   AtomicFile file(path);
   file.write(pretty_json(value, 3));
   file.commit();

@@ -7,13 +7,12 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdio>
-#include <cstring>
 #include <span>
 #include <sstream>
+#include <string_view>
 
 #include "core/error.h"
 #include "core/json.h"
-#include "core/mapped_file.h"
 
 namespace caravan {
 
@@ -21,6 +20,7 @@ namespace {
 
 constexpr size_t kReadBytes = size_t{4} << 20;
 constexpr size_t kMaxJournalBytes = size_t{64} << 20;
+constexpr int kJournalVersion = 2;
 
 const char* safetensors_name(DType dtype) {
   switch (dtype) {
@@ -35,20 +35,13 @@ const char* safetensors_name(DType dtype) {
   }
 }
 
-int open_file(const std::string& path, int flags) {
-  const int fd = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
-  CARAVAN_CHECK_CODE(fd >= 0, kIo, "{}: cannot open: {}", path, std::strerror(errno));
-  return fd;
-}
-
 void write_all(int fd, const std::string& path, uint64_t offset, const void* data,
                size_t num_bytes) {
   const char* bytes = static_cast<const char*>(data);
   while (num_bytes > 0) {
     const ssize_t n = ::pwrite(fd, bytes, num_bytes, static_cast<off_t>(offset));
     if (n < 0 && errno == EINTR) continue;
-    CARAVAN_CHECK_CODE(n >= 0, kIo, "{}: write failed at offset {}: {}", path, offset,
-                       std::strerror(errno));
+    CARAVAN_CHECK_OS(n >= 0, "{}: write failed at offset {}", path, offset);
     bytes += n;
     offset += static_cast<uint64_t>(n);
     num_bytes -= static_cast<size_t>(n);
@@ -66,20 +59,52 @@ size_t read_some(int fd, const std::string& path, uint64_t offset, void* data, s
     const ssize_t n = ::pread(fd, static_cast<char*>(data) + done, num_bytes - done,
                               static_cast<off_t>(offset + done));
     if (n < 0 && errno == EINTR) continue;
-    CARAVAN_CHECK_CODE(n >= 0, kIo, "{}: read failed at offset {}: {}", path, offset + done,
-                       std::strerror(errno));
+    CARAVAN_CHECK_OS(n >= 0, "{}: read failed at offset {}", path, offset + done);
     if (n == 0) break;
     done += static_cast<size_t>(n);
   }
   return done;
 }
 
+std::string read_whole(int fd, const std::string& path) {
+  struct stat info {};
+  CARAVAN_CHECK_OS(::fstat(fd, &info) == 0, "{}: cannot look at it", path);
+  const auto num_bytes = static_cast<size_t>(info.st_size);
+  CARAVAN_CHECK_CODE(num_bytes <= kMaxJournalBytes, kCorrupt, "{}: {} bytes, at most {} expected",
+                     path, num_bytes, kMaxJournalBytes);
+  std::string text(num_bytes, '\0');
+  text.resize(read_some(fd, path, 0, text.data(), text.size()));
+  return text;
+}
+
+/// "--dtype float16, now bfloat16": the members of `settings` that `line`, an earlier run's, has
+/// otherwise.
+std::string changed_settings(const std::string& line, const boost::json::object& settings,
+                             const std::string& path) {
+  std::string text;
+  try {
+    const boost::json::value earlier = parse_json(line, path);
+    const boost::json::object& before = earlier.as_object();
+    for (const auto& member : settings) {
+      const boost::json::value* value = before.if_contains(member.key());
+      if (value != nullptr && *value == member.value()) continue;
+      text +=
+          fmt::format("{}{} {}, now {}", text.empty() ? "" : "; ", std::string(member.key()),
+                      value == nullptr ? "not given" : printable(boost::json::serialize(*value)),
+                      printable(boost::json::serialize(member.value())));
+    }
+  } catch (const std::exception&) {  // a line that a crash tore
+    return "it is not whole";
+  }
+  return text.empty() ? "it is another model's" : text;
+}
+
 }  // namespace
 
-ResumableSafetensors::ResumableSafetensors(const std::string& path,
+ResumableSafetensors::ResumableSafetensors(const FileAt& file,
                                            const std::vector<SafetensorsWriter::Spec>& tensors,
                                            const std::map<std::string, std::string>& metadata)
-    : path_(path) {
+    : path_(file.path) {
   boost::json::object header;
   boost::json::object pairs;
   for (const auto& [key, value] : metadata) pairs[key] = value;
@@ -104,7 +129,7 @@ ResumableSafetensors::ResumableSafetensors(const std::string& path,
   header_ += json;
   for (uint64_t& end : ends_) end += header_.size();
   hash_.emplace();
-  fd_ = open_file(path_, O_RDWR | O_CREAT);
+  fd_ = open_own_file(file);
 }
 
 ResumableSafetensors::~ResumableSafetensors() {
@@ -136,8 +161,8 @@ size_t ResumableSafetensors::resume(const std::vector<uint64_t>& hashes) {
     write_all(fd_, path_, 0, header_.data(), header_.size());
   }
   offset_ = begin_of(current_);
-  CARAVAN_CHECK_CODE(::ftruncate(fd_, static_cast<off_t>(offset_)) == 0, kIo,
-                     "{}: cannot cut to {} bytes: {}", path_, offset_, std::strerror(errno));
+  CARAVAN_CHECK_OS(::ftruncate(fd_, static_cast<off_t>(offset_)) == 0, "{}: cannot cut to {} bytes",
+                   path_, offset_);
   return current_;
 }
 
@@ -162,21 +187,34 @@ uint64_t ResumableSafetensors::end_tensor() {
 void ResumableSafetensors::finish() {
   CARAVAN_CHECK_CODE(current_ == ends_.size(), kInternal, "{}: {} of {} tensors written", path_,
                      current_, ends_.size());
-  CARAVAN_CHECK_CODE(::fsync(fd_) == 0, kIo, "{}: fsync failed: {}", path_, std::strerror(errno));
+  CARAVAN_CHECK_OS(::fsync(fd_) == 0, "{}: fsync failed", path_);
 }
 
-ConvertJournal::ConvertJournal(const std::string& path, uint64_t key)
-    : path_(path), first_line_(fmt::format("caravan convert journal 1 {}", checksum_text(key))) {
-  fd_ = open_file(path_, O_RDWR | O_CREAT | O_APPEND);
-  std::istringstream text(read_text_file(path_, kMaxJournalBytes));
+ConvertJournal::ConvertJournal(const FileAt& file, uint64_t key,
+                               const boost::json::object& settings)
+    : path_(file.path) {
+  const std::string first_line =
+      fmt::format("{}{} {}", kJournalTitle, kJournalVersion, checksum_text(key));
+  first_lines_ = first_line + "\n" + boost::json::serialize(settings) + "\n";
+  fd_ = open_own_file(file, O_APPEND);
+  std::istringstream text(read_whole(fd_, path_));
   std::string line;
   // A line counts only with its newline: getline() then has not met the end of the text.
   const auto next = [&] { return static_cast<bool>(std::getline(text, line)) && !text.eof(); };
-  if (next() && line == first_line_) {
+  if (next()) {
+    const bool is_same = line == first_line;
+    const bool is_this_version =
+        line.starts_with(fmt::format("{}{} ", kJournalTitle, kJournalVersion));
+    const bool has_settings = next();
+    if (!is_same) {
+      restart_reason_ = is_this_version && has_settings ? changed_settings(line, settings, path_)
+                                                        : "it is another version's";
+    }
     int rank = 0;
     size_t tensor = 0;
     unsigned long long hash = 0;
-    while (next() && std::sscanf(line.c_str(), "%d %zu %16llx", &rank, &tensor, &hash) == 3 &&
+    while (is_same && next() &&
+           std::sscanf(line.c_str(), "%d %zu %16llx", &rank, &tensor, &hash) == 3 &&
            tensor == finished_[rank].size()) {
       finished_[rank].push_back(hash);
     }
@@ -192,14 +230,14 @@ void ConvertJournal::append(const std::string& text) {
   // One write(): a kill leaves the whole text or none of it; what a crash of the machine tears is
   // found by the hashes.
   const ssize_t n = ::write(fd_, text.data(), text.size());
-  CARAVAN_CHECK_CODE(n == static_cast<ssize_t>(text.size()), kIo, "{}: write failed: {}", path_,
-                     n < 0 ? std::strerror(errno) : "only a part was written");
+  CARAVAN_CHECK_OS(n >= 0, "{}: write failed", path_);
+  CARAVAN_CHECK_CODE(n == static_cast<ssize_t>(text.size()), kIo,
+                     "{}: write failed: only a part was written", path_);
 }
 
 void ConvertJournal::rewrite() {
-  CARAVAN_CHECK_CODE(::ftruncate(fd_, 0) == 0, kIo, "{}: cannot empty it: {}", path_,
-                     std::strerror(errno));
-  std::string text = first_line_ + "\n";
+  CARAVAN_CHECK_OS(::ftruncate(fd_, 0) == 0, "{}: cannot empty it", path_);
+  std::string text = first_lines_;
   for (const auto& [rank, hashes] : finished_) {
     for (size_t i = 0; i < hashes.size(); ++i) text += journal_line(rank, i, hashes[i]);
   }
@@ -222,13 +260,9 @@ void ConvertJournal::keep(int rank, size_t num_tensors) {
   rewrite();
 }
 
-void ConvertJournal::remove() {
-  CARAVAN_CHECK_CODE(::unlink(path_.c_str()) == 0, kIo, "{}: cannot remove: {}", path_,
-                     std::strerror(errno));
-}
-
 uint64_t hash_file(const std::string& path, Progress& progress) {
-  const int fd = open_file(path, O_RDONLY);
+  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  CARAVAN_CHECK_OS(fd >= 0, "{}: cannot open", path);
   std::vector<char> buffer(kReadBytes);
   Xxh3 state;
   try {

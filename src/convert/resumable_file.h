@@ -4,8 +4,11 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
+#include "core/atomic_file.h"
+#include "core/json.h"
 #include "core/progress.h"
 #include "format/checksum.h"
 #include "format/safetensors.h"
@@ -17,8 +20,9 @@ namespace caravan {
 /// The file lives in a work directory (AtomicDirectory), so its name promises nothing yet.
 class ResumableSafetensors {
  public:
-  /// Opens `path`, or creates it. Errors: kIo; kInvalidArgument for sizes that overflow.
-  ResumableSafetensors(const std::string& path, const std::vector<SafetensorsWriter::Spec>& tensors,
+  /// Opens the file, or creates it. Errors: those of open_own_file(); kInvalidArgument for sizes
+  /// that overflow.
+  ResumableSafetensors(const FileAt& file, const std::vector<SafetensorsWriter::Spec>& tensors,
                        const std::map<std::string, std::string>& metadata);
   ResumableSafetensors(const ResumableSafetensors&) = delete;
   ResumableSafetensors& operator=(const ResumableSafetensors&) = delete;
@@ -54,31 +58,38 @@ class ResumableSafetensors {
   std::optional<Xxh3> hash_;  // of the current tensor
 };
 
+inline constexpr const char* kJournalName = "convert.journal";
+/// Begins every version's journal.
+inline constexpr std::string_view kJournalTitle = "caravan convert journal ";
+
 /// What a conversion has finished, one line a tensor, in a text file of the work directory. Lines
 /// are appended after the tensor's bytes were written; a torn last line counts as absent.
 class ConvertJournal {
  public:
-  /// key: hash of everything that decides the output (options, source files). A journal of another
-  /// key is started over. Errors: kIo.
-  ConvertJournal(const std::string& path, uint64_t key);
+  /// key: hash of everything that decides the output (options, source files). settings: the same
+  /// for people, one member for each. A journal of another key is started over. Errors: those of
+  /// open_own_file().
+  ConvertJournal(const FileAt& file, uint64_t key, const boost::json::object& settings);
   ConvertJournal(const ConvertJournal&) = delete;
   ConvertJournal& operator=(const ConvertJournal&) = delete;
   ~ConvertJournal();
 
+  /// "--dtype float16, now bfloat16": why an earlier run's journal was started over; "" when it was
+  /// not.
+  const std::string& restart_reason() const { return restart_reason_; }
   /// Hashes of the tensors 0, 1, ... of `rank` that an earlier run finished.
   std::vector<uint64_t> finished(int rank) const;
   /// Forgets all but the first `num_tensors` of `rank`: the rest was not intact.
   void keep(int rank, size_t num_tensors);
   void record(int rank, size_t tensor, uint64_t hash);
-  /// Deletes the file.
-  void remove();
 
  private:
   void append(const std::string& text);
   void rewrite();
 
   std::string path_;
-  std::string first_line_;
+  std::string first_lines_;
+  std::string restart_reason_;
   std::map<int, std::vector<uint64_t>> finished_;
   int fd_ = -1;
 };

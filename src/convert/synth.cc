@@ -2,13 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
 
 #include "convert/model_files.h"
-#include "core/atomic_file.h"
+#include "core/atomic_directory.h"
 #include "core/error.h"
 #include "core/progress.h"
 #include "core/split_mix.h"
+#include "format/model_dir.h"
 #include "format/safetensors.h"
 
 namespace caravan {
@@ -147,14 +147,16 @@ void write_synthetic_model(const SynthOptions& options, const std::string& outpu
   const ModelConfig& config = options.config;
   const std::string config_json = to_hf_config_json(config, options.dtype);
   parse_model_config(config_json, "--shape");  // the same limits as for a file
+  check_model_output(output, options.replace, {{"--tokenizer", options.tokenizer_directory}});
   const auto specs = gpt2_weight_specs(config, !config.tie_word_embeddings);
   const std::vector<Shard> shards = make_shards(specs, options);
   int64_t total_bytes = 0;
   for (const Shard& shard : shards) total_bytes += shard.num_bytes;
 
-  AtomicDirectory directory(output, options.replace);
+  AtomicDirectory directory(output, options.replace, model_directory_kind());
   try {
-    clear_directory(directory.work_path());
+    directory.clear();
+    directory.check_room(static_cast<uint64_t>(total_bytes));
     Progress progress("synth", static_cast<uint64_t>(total_bytes), "B");
     boost::json::object weight_map;
     for (size_t s = 0; s < shards.size(); ++s) {
@@ -166,7 +168,8 @@ void write_synthetic_model(const SynthOptions& options, const std::string& outpu
         tensors.push_back({stored_name(spec), options.dtype, spec.shape});
         weight_map[stored_name(spec)] = name;
       }
-      SafetensorsWriter writer(directory.work_path() + "/" + name, tensors, {{"format", "pt"}});
+      SafetensorsWriter writer(directory.file(name), tensors,
+                               {{kSyntheticMark, "random weights"}, {"format", "pt"}});
       for (const WeightSpec& spec : shards[s].specs) {
         write_tensor(spec, options, writer, progress);
       }
@@ -174,15 +177,18 @@ void write_synthetic_model(const SynthOptions& options, const std::string& outpu
     }
     progress.finish();
     if (shards.size() > 1) {
-      write_json_file(directory.work_path() + "/model.safetensors.index.json",
-                      boost::json::object{{"metadata", {{"total_size", total_bytes}}},
-                                          {"weight_map", weight_map}});
+      write_json_file(
+          directory.file("model.safetensors.index.json"),
+          boost::json::object{
+              {"metadata", {{"total_size", total_bytes}, {kSyntheticMark, "random weights"}}},
+              {"weight_map", weight_map}});
     }
-    AtomicFile config_file(directory.work_path() + "/config.json");
-    config_file.write(config_json);
-    config_file.commit();
+    // What says that the directory is ours, so that --force may replace it.
+    boost::json::object marked = parse_json(config_json, "config.json").as_object();
+    marked["caravan"] = {{"kind", "synthetic"}, {"format_version", kModelDirFormatVersion}};
+    write_json_file(directory.file("config.json"), marked);
     if (!options.tokenizer_directory.empty()) {
-      const auto copied = copy_tokenizer_files(options.tokenizer_directory, directory.work_path());
+      const auto copied = copy_tokenizer_files(options.tokenizer_directory, directory);
       CARAVAN_CHECK(!copied.empty(), "--tokenizer: {} holds no tokenizer files",
                     options.tokenizer_directory);
     }

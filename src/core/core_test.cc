@@ -7,7 +7,6 @@
 #include <limits>
 #include <vector>
 
-#include "core/atomic_file.h"
 #include "core/dtype.h"
 #include "core/error.h"
 #include "core/json.h"
@@ -31,7 +30,7 @@ class TemporaryDirectory : public ::testing::Test {
   std::string path(const std::string& name) const { return (path_ / name).string(); }
   fs::path path_;
 };
-using AtomicFileTest = TemporaryDirectory;
+using FilesTest = TemporaryDirectory;
 
 TEST(DTypeTest, EveryFloat16SurvivesTheWayThroughFloat32) {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -143,45 +142,6 @@ TEST(LinearLayoutTest, PackedElementsAreWhereTheIndexSays) {
   }
 }
 
-TEST_F(AtomicFileTest, AppearsOnlyAfterCommit) {
-  {
-    AtomicFile file(path("a"));
-    file.write("abc");
-    EXPECT_FALSE(fs::exists(path("a")));
-  }
-  EXPECT_TRUE(fs::is_empty(path_));
-  AtomicFile file(path("a"));
-  file.write("abc");
-  file.pad_to(8);
-  file.commit();
-  EXPECT_EQ(read_text_file(path("a"), 100), std::string("abc\0\0\0\0\0", 8));
-}
-
-TEST_F(AtomicFileTest, DirectoryIsRenamedWholeAndLocked) {
-  {
-    AtomicDirectory first(path("d"), false);
-    EXPECT_THROW(AtomicDirectory(path("d"), false), Error);
-    std::ofstream(first.work_path() + "/x") << "1";
-  }
-  EXPECT_FALSE(fs::exists(path("d")));
-  AtomicDirectory again(path("d/"), false);
-  EXPECT_TRUE(fs::exists(again.work_path() + "/x"));  // kept for resuming
-  again.commit();
-  EXPECT_TRUE(fs::exists(path("d/x")));
-  EXPECT_THROW(AtomicDirectory(path("d"), false), Error);
-}
-
-TEST_F(AtomicFileTest, DirectoryTakesThePlaceOfAnother) {
-  fs::create_directories(path_ / "d");
-  std::ofstream(path("d/old")) << "1";
-  AtomicDirectory directory(path("d"), true);
-  std::ofstream(directory.work_path() + "/new") << "2";
-  directory.commit();
-  EXPECT_TRUE(fs::exists(path("d/new")));
-  EXPECT_FALSE(fs::exists(path("d/old")));
-  EXPECT_FALSE(fs::exists(directory.work_path()));
-}
-
 /// What the Error says that `call` throws; "" when it throws none.
 template <typename Call>
 std::string message_of(const Call& call) {
@@ -193,7 +153,7 @@ std::string message_of(const Call& call) {
   return {};
 }
 
-TEST_F(AtomicFileTest, JsonLinesNameTheirLine) {
+TEST_F(FilesTest, JsonLinesNameTheirLine) {
   std::ofstream(path("rows")) << "{\"a\": 1}\n\n  \r\n{\"ids\": [3, -1]}";
   std::vector<std::string> places;
   for_each_json_line(path("rows"), [&](const boost::json::object&, const std::string& where) {
@@ -212,7 +172,7 @@ TEST_F(AtomicFileTest, JsonLinesNameTheirLine) {
   EXPECT_THROW(for_each_json_line(path_.string(), read_ids), Error);  // a directory
 }
 
-TEST_F(AtomicFileTest, JsonLinesAreBounded) {
+TEST_F(FilesTest, JsonLinesAreBounded) {
   {
     std::ofstream file(path("long"));
     file << "{\"a\": \"" << std::string(kMaxJsonLineBytes - 8, 'x')
@@ -225,7 +185,7 @@ TEST_F(AtomicFileTest, JsonLinesAreBounded) {
   EXPECT_EQ(num_rows, 0);
 }
 
-TEST_F(AtomicFileTest, MappedFileChecksRanges) {
+TEST_F(FilesTest, MappedFileChecksRanges) {
   std::ofstream(path("m")) << "0123456789";
   const MappedFile file = MappedFile::open(path("m"));
   EXPECT_EQ(file.bytes(3, 4).size(), 4u);

@@ -1,5 +1,7 @@
 #include "core/error.h"
 
+#include <system_error>
+
 namespace caravan {
 
 const char* error_code_name(ErrorCode code) {
@@ -16,10 +18,34 @@ const char* error_code_name(ErrorCode code) {
       return "out of memory";
     case ErrorCode::kIo:
       return "input/output error";
+    case ErrorCode::kPermission:
+      return "permission denied";
     case ErrorCode::kInternal:
       return "internal error";
   }
   return "unknown error";
+}
+
+ErrorCode os_error_code(int error) {
+  switch (error) {
+    case EACCES:
+    case EPERM:
+      return ErrorCode::kPermission;
+    case ENOENT:
+    case ENOTDIR:
+    case ELOOP:
+      return ErrorCode::kNotFound;
+    case EISDIR:
+    case ENAMETOOLONG:
+      return ErrorCode::kInvalidArgument;
+    default:
+      return ErrorCode::kIo;
+  }
+}
+
+void throw_os_error(int error, const std::string& what) {
+  // Not strerror(): threads throw too.
+  throw_error(os_error_code(error), what + ": " + std::generic_category().message(error));
 }
 
 std::string printable(std::string_view bytes, size_t max_bytes) {

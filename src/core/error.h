@@ -2,6 +2,7 @@
 
 #include <fmt/core.h>
 
+#include <cerrno>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -16,6 +17,7 @@ enum class ErrorCode {
   kUnsupported,      // well-formed, but outside what Caravan does
   kOutOfMemory,      // the plan does not fit
   kIo,               // the operating system refused a read or a write
+  kPermission,       // the user may not read or write that file
   kInternal,         // a defect of Caravan itself
 };
 
@@ -33,6 +35,13 @@ class Error : public std::runtime_error {
 
 /// Throws Error(code, message with control characters escaped, so that it stays one line).
 [[noreturn]] void throw_error(ErrorCode code, const std::string& message);
+
+/// The code of a system call that failed with `error`: kPermission, kNotFound (a part of the path
+/// is not there), kInvalidArgument (the path cannot name what is wanted) or kIo.
+ErrorCode os_error_code(int error);
+
+/// Throws Error(os_error_code(error), "what: reason").
+[[noreturn]] void throw_os_error(int error, const std::string& what);
 
 /// Text for an error message from untrusted bytes: printable ASCII kept, the rest as \xNN, at most
 /// `max_bytes` of the input followed by "...".
@@ -53,4 +62,13 @@ std::string printable(std::string_view bytes, size_t max_bytes = 64);
 #define CARAVAN_CHECK_CODE(cond, code, ...)       \
   do {                                            \
     if (!(cond)) CARAVAN_FAIL(code, __VA_ARGS__); \
+  } while (false)
+
+/// Throws os_error_code(errno) with ": reason" after the message when the condition is false.
+#define CARAVAN_CHECK_OS(cond, ...)                                            \
+  do {                                                                         \
+    if (!(cond)) {                                                             \
+      const int caravan_os_error = errno;                                      \
+      ::caravan::throw_os_error(caravan_os_error, ::fmt::format(__VA_ARGS__)); \
+    }                                                                          \
   } while (false)

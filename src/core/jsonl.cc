@@ -32,7 +32,7 @@ void for_each_json_line(
   std::ifstream file;
   if (path != "-") {
     file.open(path);
-    CARAVAN_CHECK_CODE(file.is_open(), kNotFound, "{}: cannot open", path);
+    CARAVAN_CHECK_OS(file.is_open(), "{}: cannot open", path);
   }
   std::istream& in = path == "-" ? std::cin : file;
   std::string line;

@@ -237,12 +237,15 @@ std::string folder_names(const std::map<std::string, std::vector<std::string>>& 
 std::vector<std::string> dataset_files(const std::string& path, const std::string& split) {
   std::error_code error;
   const fs::file_status status = fs::status(path, error);
+  if (error && status.type() != fs::file_type::not_found) {
+    throw_os_error(error.value(), path + ": cannot open");
+  }
   CARAVAN_CHECK_CODE(fs::exists(status), kNotFound, "{}: no such file or directory", path);
   if (!fs::is_directory(status)) return {path};
 
   std::map<std::string, std::vector<std::string>> folders;  // those that hold files of the split
   fs::recursive_directory_iterator it(path, fs::directory_options::skip_permission_denied, error);
-  CARAVAN_CHECK_CODE(!error, kIo, "{}: {}", path, error.message());
+  if (error) throw_os_error(error.value(), path + ": cannot list");
   for (; it != fs::recursive_directory_iterator(); it.increment(error)) {
     if (error) break;
     if (it.depth() >= kMaxFolderDepth) it.disable_recursion_pending();

@@ -44,7 +44,7 @@ int64_t free_bytes(const std::string& path) {
   if (folder.empty()) folder = ".";
   std::error_code error;
   const fs::space_info space = fs::space(folder, error);
-  CARAVAN_CHECK_CODE(!error, kIo, "{}: cannot write there: {}", path, error.message());
+  if (error) throw_os_error(error.value(), path + ": cannot write there");
   return static_cast<int64_t>(std::min<uintmax_t>(space.available, INT64_MAX));
 }
 
@@ -63,6 +63,8 @@ const std::string& checked_path(const std::string& path,
   const int64_t needed = LogitsDumpWriter::num_bytes(
       static_cast<int64_t>(contents.input_ids.size()),
       static_cast<int64_t>(contents.window_start.size()), contents.vocab_size, contents.dtype);
+  std::error_code error;
+  if (fs::exists(path, error) && !fs::is_regular_file(path, error)) return path;  // a FIFO
   const int64_t available = free_bytes(path);
   CARAVAN_CHECK_CODE(needed <= available, kIo,
                      "{}: the dump takes {:.3f} GB, the disk has {:.3f} GB free: dump fewer tokens "

@@ -4,9 +4,7 @@
 #include <array>
 #include <cmath>
 #include <cstdlib>
-#include <filesystem>
 #include <limits>
-#include <system_error>
 
 #include "core/error.h"
 #include "core/json.h"
@@ -338,8 +336,7 @@ ModelConfig load_model_config(const std::string& directory) {
   const std::string path = directory + "/config.json";
   ModelConfig config = parse_model_config(read_text_file(path, kMaxConfigBytes), path);
   const std::string generation_path = directory + "/generation_config.json";
-  std::error_code unreadable;
-  if (std::filesystem::exists(generation_path, unreadable)) {
+  if (path_exists(generation_path)) {
     read_token_ids(parse_object(read_text_file(generation_path, kMaxConfigBytes), generation_path),
                    generation_path, config);
   }

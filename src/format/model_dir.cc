@@ -1,10 +1,8 @@
 #include "format/model_dir.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <limits>
 #include <set>
-#include <system_error>
 
 #include "core/error.h"
 #include "core/mapped_file.h"
@@ -15,8 +13,6 @@
 #include "format/tensor_source.h"
 
 namespace caravan {
-
-namespace fs = std::filesystem;
 
 namespace {
 
@@ -166,6 +162,10 @@ ModelDir parse_model_dir(std::string_view json, ModelConfig config, const std::s
                      "{}: caravan.byte_order: got \"{}\", expected \"little\"", where,
                      printable(byte_order));
   const std::string kind = fields.string("kind");
+  if (kind == "synthetic") {  // a Hugging Face directory that `synth` wrote
+    dir.caravan.clear();
+    return dir;
+  }
   if (kind != "checkpoint" && kind != "engine") fields.fail("kind", "\"checkpoint\" or \"engine\"");
   dir.kind = kind == "engine" ? ModelDirKind::kEngine : ModelDirKind::kCheckpoint;
   dir.tensor_parallel = static_cast<int>(fields.integer("tensor_parallel", 1, kMaxTensorParallel));
@@ -185,8 +185,7 @@ std::string ModelDir::rank_path(int rank) const {
 }
 
 ModelDir open_model_dir(const std::string& path) {
-  std::error_code unreadable;  // reads as "not there"
-  CARAVAN_CHECK_CODE(fs::is_directory(path, unreadable), kNotFound, "{}: no such directory", path);
+  check_directory(path);
   ModelConfig config = load_model_config(path);
   return parse_model_dir(read_text_file(path + "/config.json", kMaxConfigBytes), std::move(config),
                          path);

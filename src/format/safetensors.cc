@@ -190,10 +190,11 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> bytes, const std:
   return header;
 }
 
-SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<Spec>& tensors,
+SafetensorsWriter::SafetensorsWriter(const FileAt& file, const std::vector<Spec>& tensors,
                                      const std::map<std::string, std::string>& metadata,
                                      uint64_t alignment)
-    : file_(path), alignment_(alignment) {
+    : file_(file), alignment_(alignment) {
+  const std::string& path = file.path;
   CARAVAN_CHECK_CODE(alignment >= kLengthBytes && (alignment & (alignment - 1)) == 0, kInternal,
                      "{}: alignment {} is not a power of two from 8 on", path, alignment);
   std::vector<SafetensorsEntry> entries;  // offsets are relative to the data

@@ -46,7 +46,7 @@ class SafetensorsWriter {
   /// alignment > 8: every tensor starts on a multiple of it in the file. The header is padded with
   /// spaces; between tensors lie U8 filler tensors of zeros named "__pad.N", so that the file stays
   /// valid for every safetensors reader (TensorSource hides them).
-  SafetensorsWriter(const std::string& path, const std::vector<Spec>& tensors,
+  SafetensorsWriter(const FileAt& file, const std::vector<Spec>& tensors,
                     const std::map<std::string, std::string>& metadata, uint64_t alignment = 8);
 
   /// The next bytes of the next tensor; may be called in pieces. Errors: kIo; kInternal when more

@@ -1,30 +1,21 @@
 #include "format/tensor_source.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <map>
 #include <set>
-#include <system_error>
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/mapped_file.h"
 #include "format/json_fields.h"
 #include "format/safetensors.h"
 #include "format/torch_file.h"
 
 namespace caravan {
 
-namespace fs = std::filesystem;
-
 namespace {
 
 constexpr size_t kMaxIndexBytes = size_t{64} << 20;
-
-// What cannot be looked at is not there.
-bool exists(const std::string& path) {
-  std::error_code unreadable;
-  return fs::exists(path, unreadable);
-}
 
 bool is_torch_name(const std::string& path) {
   return path.ends_with(".bin") || path.ends_with(".pt") || path.ends_with(".pth");
@@ -124,18 +115,16 @@ TensorSource TensorSource::open_index(const std::string& directory, const std::s
 }
 
 TensorSource TensorSource::open_directory(const std::string& directory) {
-  std::error_code unreadable;
-  CARAVAN_CHECK_CODE(fs::is_directory(directory, unreadable), kNotFound, "{}: no such directory",
-                     directory);
+  check_directory(directory);
   const auto path = [&](const char* name) { return directory + "/" + name; };
   for (const char* stem : {"model.safetensors", "pytorch_model.bin"}) {
-    if (exists(path(stem))) return open_file(path(stem));
+    if (path_exists(path(stem))) return open_file(path(stem));
     const std::string index = path(stem) + ".index.json";
-    if (exists(index)) return open_index(directory, index);
+    if (path_exists(index)) return open_index(directory, index);
   }
-  CARAVAN_CHECK_CODE(!exists(path("rank1.safetensors")), kUnsupported,
+  CARAVAN_CHECK_CODE(!path_exists(path("rank1.safetensors")), kUnsupported,
                      "{}: weights of several ranks; open one rank's file", directory);
-  if (exists(path("rank0.safetensors"))) return open_file(path("rank0.safetensors"));
+  if (path_exists(path("rank0.safetensors"))) return open_file(path("rank0.safetensors"));
   CARAVAN_FAIL(kNotFound,
                "{}: no weights: expected model.safetensors, model.safetensors.index.json, "
                "pytorch_model.bin, pytorch_model.bin.index.json or rank0.safetensors",

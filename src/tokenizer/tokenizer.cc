@@ -1,6 +1,5 @@
 #include "tokenizer/tokenizer.h"
 
-#include <filesystem>
 
 #include "core/error.h"
 #include "core/mapped_file.h"
@@ -15,8 +14,7 @@ constexpr size_t kMaxFileBytes = size_t{64} << 20;
 
 std::optional<std::string> read_if_there(const std::string& directory, const char* name) {
   const std::string path = directory + "/" + name;
-  std::error_code error;
-  if (!std::filesystem::exists(path, error)) return std::nullopt;
+  if (!path_exists(path)) return std::nullopt;
   return read_text_file(path, kMaxFileBytes);
 }
 

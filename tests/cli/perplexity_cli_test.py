@@ -147,7 +147,7 @@ def check_dump(check, base, text, directory):
     check.refuses(66, "no such file", *base, "--data", text, "--against", directory / "a.safetensors")
     check.refuses(64, "ends in .safetensors", *base, "--data", text, "--dump", directory / "a.bin")
     nowhere = directory / "nowhere" / "dump.safetensors"
-    check.refuses(74, "cannot write there", *base, "--data", text, "--dump", nowhere)
+    check.refuses(66, "cannot write there", *base, "--data", text, "--dump", nowhere)
 
 
 def check_bad_input(check, base, text, directory):
