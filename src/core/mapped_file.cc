@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/text_input.h"
 
 namespace caravan {
 
@@ -110,6 +111,7 @@ std::string read_text_file(const std::string& path, size_t max_bytes) {
                        n < 0 ? std::strerror(errno) : "the file shrank");
     done += static_cast<size_t>(n);
   }
+  check_not_lfs_pointer(text, path);
   return text;
 }
 

@@ -39,7 +39,7 @@ class MappedFile {
 };
 
 /// The whole file as a string, for small text files. Errors: kNotFound, kIo, and kCorrupt when it
-/// is larger than max_bytes.
+/// is larger than max_bytes or a Git LFS pointer.
 std::string read_text_file(const std::string& path, size_t max_bytes);
 
 }  // namespace caravan

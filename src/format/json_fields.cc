@@ -1,6 +1,7 @@
 #include "format/json_fields.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
 #include "core/json_text.h"
@@ -23,6 +24,9 @@ std::string json_text(const boost::json::value& value) {
   if (value.is_object()) return "an object";
   if (value.is_array() && !is_short_list(value)) return "an array";
   if (value.is_string()) return fmt::format("\"{}\"", printable(value.get_string()));
+  if (value.is_double() && std::isinf(value.get_double())) {
+    return value.get_double() > 0 ? "Infinity" : "-Infinity";  // 1e999: to_json_text has no word
+  }
   return printable(to_json_text(value));
 }
 

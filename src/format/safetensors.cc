@@ -165,6 +165,7 @@ SafetensorsHeader parse_safetensors(std::span<const std::byte> bytes, const std:
           parse_entry({key.data(), key.size()}, value, where, header.data_start));
       continue;
     }
+    if (value.is_null()) continue;  // safetensors takes it for none
     CARAVAN_CHECK_CODE(value.is_object(), kCorrupt,
                        "{}: __metadata__: got {}, expected an object of strings", where,
                        json_text(value));

@@ -15,6 +15,9 @@ namespace json = boost::json;
 
 namespace {
 
+// Members of one object that the schema does not know, where it lets such pass.
+constexpr int kMaxUnknownMembers = 64;
+
 std::string_view view(const json::string& text) { return {text.data(), text.size()}; }
 
 const json::value* keyword(const json::object& schema, std::string_view name) {
@@ -163,10 +166,15 @@ void validate_object(const json::object& object, const json::object& schema,
   }
   const json::value* properties = keyword(schema, "properties");
   const json::value* others = keyword(schema, "additionalProperties");
+  int num_unknown = 0;
   for (const auto& member : object) {
     const std::string field = prefix + printable({member.key().data(), member.key().size()});
     const json::value* known =
         properties == nullptr ? nullptr : properties->get_object().if_contains(member.key());
+    if (known == nullptr && (others == nullptr || !others->is_object()) &&
+        ++num_unknown >= kMaxUnknownMembers) {
+      refuse(path, fmt::format("{} unknown members", num_unknown), "fewer");
+    }
     if (known != nullptr) {
       validate_json(member.value(), known->get_object(), field);
     } else if (others != nullptr && others->is_object()) {
