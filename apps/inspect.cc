@@ -9,6 +9,7 @@
 #include "convert/lint.h"
 #include "convert/model_files.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/mapped_file.h"
 #include "core/standard_output.h"
@@ -131,7 +132,7 @@ void print_text(const boost::json::object& json) {
     if (object == nullptr) continue;
     for (const auto& member : object->get_object()) {
       print_output("  {:<22} {}\n", std::string(member.key()),
-                   boost::json::serialize(member.value()));
+                   to_json_text(member.value()));
     }
   }
   int rank = 0;

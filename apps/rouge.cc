@@ -5,8 +5,11 @@
 #include "apps/commands.h"
 #include "apps/rouge_report.h"
 #include "core/error.h"
+#include "core/json_text.h"
+#include "core/log.h"
 #include "eval/predictions.h"
 #include "eval/rouge.h"
+#include "eval/rouge_tokenizer.h"
 
 namespace caravan {
 
@@ -24,14 +27,14 @@ void print_example_json(const Prediction& prediction, const RougeScores& scores)
   boost::json::object row{{"line", prediction.line}};
   if (!prediction.id.empty()) row["id"] = prediction.id;
   row["scores"] = rouge_to_json(scores);
-  std::printf("%s\n", boost::json::serialize(row).c_str());
+  std::printf("%s\n", to_json_text(row).c_str());
 }
 
 void print_total_json(const RougeFlags& flags, size_t num_examples,
                       const RougeIntervals& intervals) {
   boost::json::object row{{"num_examples", num_examples}, {"use_stemmer", flags.use_stemmer}};
   for (const auto& kind : rouge_to_json(intervals)) row[kind.key()] = kind.value();
-  std::printf("%s\n", boost::json::serialize(row).c_str());
+  std::printf("%s\n", to_json_text(row).c_str());
 }
 
 void print_example(const Prediction& prediction, const RougeScores& scores) {
@@ -48,6 +51,11 @@ void print_total(const RougeFlags& flags, size_t num_examples, const RougeInterv
   std::printf("%s", rouge_table(intervals).c_str());
 }
 
+bool is_wordless(const std::string& text) {
+  return text.find_first_not_of(" \t\r\n") != std::string::npos &&
+         rouge_tokenize(text, false).empty();
+}
+
 void run_rouge(const RougeFlags& flags) {
   std::vector<Prediction> predictions = read_predictions(flags.predictions);
   if (!flags.references.empty()) {
@@ -55,6 +63,7 @@ void run_rouge(const RougeFlags& flags) {
   }
   const RougeScorer scorer(flags.use_stemmer);
   std::vector<RougeScores> scores;
+  size_t num_wordless = 0;  // pairs of which one has text, but no word that ROUGE sees
   if (flags.is_per_example && !flags.is_json) {
     for (const auto& [name, member] : kRougeKinds<RougeScore>) std::printf("%9s", name);
     std::printf("  (fmeasure, x100)\n");
@@ -64,12 +73,20 @@ void run_rouge(const RougeFlags& flags) {
                   "{}:{}: no member \"reference\": give the references with --references FILE",
                   flags.predictions, prediction.line);
     scores.push_back(scorer.score(*prediction.reference, prediction.text));
+    num_wordless += scores.back().rouge1.fmeasure == 0 &&
+                    (is_wordless(*prediction.reference) || is_wordless(prediction.text));
     if (!flags.is_per_example) continue;
     if (flags.is_json) {
       print_example_json(prediction, scores.back());
     } else {
       print_example(prediction, scores.back());
     }
+  }
+  if (num_wordless > 0) {
+    log_warning(
+        "{} of {} pairs score 0 because a text has no word of a-z and 0-9: like rouge-score, ROUGE "
+        "sees no other letters",
+        num_wordless, scores.size());
   }
   const RougeIntervals intervals = aggregate_rouge(scores);
   if (flags.is_json) {
@@ -88,13 +105,15 @@ void add_rouge_command(CLI::App& app) {
       "ROUGE-1, -2, -L and -Lsum of summaries, the same figures as Python's rouge-score 0.1.2 "
       "with its bootstrap (seed 0)");
   command
-      ->add_option("--predictions", flags->predictions,
-                   "JSON Lines file, or - for standard input: {\"prediction\", \"reference\", "
-                   "\"id\"} a line, as summarize writes")
+      ->add_option(
+          "--predictions", flags->predictions,
+          "JSON Lines file, or - for standard input: {\"prediction\", \"reference\", "
+          "\"id\"} a line, as summarize writes; or a .csv file with such columns; gzip too")
       ->required();
-  command->add_option("--references", flags->references,
-                      "JSON Lines file with the references: {\"id\", \"reference\"} a line (or "
-                      "\"highlights\" or \"summary\"); without ids matched line by line");
+  command->add_option(
+      "--references", flags->references,
+      "JSON Lines or .csv file with the references: {\"id\", \"reference\"} a line (or "
+      "\"highlights\" or \"summary\"); without ids matched line by line");
   command->add_flag("--use-stemmer", flags->use_stemmer,
                     "Compare words of more than 3 characters by their Porter stem");
   command->add_flag("--per-example", flags->is_per_example, "Each summary's scores too");

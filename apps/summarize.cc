@@ -118,7 +118,7 @@ void LegacyFlags::check(bool has_reference) const {
 void SummarizeFlags::check() const {
   CARAVAN_CHECK(!model_path().empty(), "--model (--engine_dir) or --hf_model_location is required");
   CARAVAN_CHECK(!data.path.empty(),
-                "--data is required: a JSON Lines or Parquet file with \"article\" and "
+                "--data is required: a JSON Lines, CSV or Parquet file with \"article\" and "
                 "\"highlights\", or a directory of the data set; nothing is downloaded");
   CARAVAN_CHECK_CODE(num_beams == 1, kUnsupported,
                      "--num-beams {}: there is no beam search yet, only 1", num_beams);
@@ -289,8 +289,8 @@ void run_summarize(SummarizeFlags flags) {
 
 void add_data_flags(CLI::App& command, SummarizeFlags& flags) {
   command.add_option("--data,-d,--dataset-path,--dataset_path", flags.data.path,
-                     "JSON Lines, JSON array or Parquet file, or a directory as the Hugging Face "
-                     "hub lays it out; pairs such as cnn_dailymail's article and highlights");
+                     "JSON Lines, JSON array, .csv or Parquet file, or a directory as the Hugging "
+                     "Face hub lays it out; pairs such as cnn_dailymail's article and highlights");
   command.add_option("--split", flags.data.split, "Of a directory: which files")
       ->capture_default_str();
   command.add_option("--article-key", flags.data.article_key,

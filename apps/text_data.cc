@@ -28,7 +28,7 @@ void TextDataFlags::add_to(CLI::App& command, const std::string& description) {
   command
       .add_option("--format", format,
                   "text: the whole file is one document; jsonl: one document a line; auto: jsonl "
-                  "when the name ends in .jsonl")
+                  "when the name ends in .jsonl or .jsonl.gz")
       ->check(CLI::IsMember({"auto", "text", "jsonl"}))
       ->capture_default_str();
   command.add_option("--text-key", text_key, "Member of a JSON line that holds its text")
@@ -37,7 +37,8 @@ void TextDataFlags::add_to(CLI::App& command, const std::string& description) {
 
 std::vector<TextDocument> TextDataFlags::read() const {
   std::vector<TextDocument> documents;
-  if (format == "text" || (format == "auto" && !data.ends_with(".jsonl"))) {
+  const bool is_jsonl_name = data.ends_with(".jsonl") || data.ends_with(".jsonl.gz");
+  if (format == "text" || (format == "auto" && !is_jsonl_name)) {
     documents.push_back({read_text_file(data, kMaxBytes), data});
   } else {
     size_t num_bytes = 0;

@@ -6,6 +6,8 @@ usage: tools/check_files.py [ROOT]
 Reports one line for each finding and exits 1 when there is any:
   - the tree is larger than MAX_TREE_BYTES;
   - a source file is longer than MAX_LINES, or a line of C++ longer than MAX_COLUMNS;
+  - in src/ and apps/ an unordered container of strings without KeyedHash: whoever chooses the keys
+    can make them collide;
   - text with carriage returns, trailing blanks, no newline at its end, or tabs in code;
   - a marker of unfinished work or of an unresolved merge;
   - a script that starts with #! but is not executable, or the reverse;
@@ -30,6 +32,7 @@ TEXT_SUFFIXES = CODE_SUFFIXES + (".md", ".txt", ".yml", ".yaml")
 
 # Split, so that this file does not find itself.
 UNFINISHED = re.compile(r"\b(" + "TO" + "DO|FIX" + "ME|X" + r"XX)\b|^(<{7}|>{7}) ", re.MULTILINE)
+UNKEYED = re.compile(r"\bunordered_(?:multi)?(?:map|set)<\s*std::string(?:_view)?\s*[,>]")
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
 DATA_FOLDERS = ("tests/data/", "tests/goldens/")
 
@@ -61,6 +64,10 @@ def check_text(name, text):
             yield f"{name}:{text.count(chr(10), 0, match.start()) + 1}: unfinished: {match[0].strip()}"
     if not name.endswith(CODE_SUFFIXES) or is_data:
         return
+    if name.endswith(CPP_SUFFIXES) and name.startswith(("src/", "apps/")) and "_test." not in name:
+        for match in UNKEYED.finditer(text):
+            line = text.count("\n", 0, match.start()) + 1
+            yield f"{name}:{line}: {match[0]}...>: use KeyedMap or KeyedSet of core/keyed_hash.h"
     lines = text.splitlines()
     if len(lines) > MAX_LINES:
         yield f"{name}: {len(lines)} lines, at most {MAX_LINES}"

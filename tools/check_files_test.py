@@ -55,6 +55,19 @@ class CheckFiles(unittest.TestCase):
         found = self.check({"a.cc": "// TO" + "DO: later\n", "b.md": "<" * 7 + " ours\n"})
         self.assertEqual(found, ["a.cc:1: unfinished: TO" + "DO", "b.md:1: unfinished: " + "<" * 7])
 
+    def test_unordered_containers_of_strings(self):
+        line = "std::unordered_map<std::string, int> a;\n"
+        found = self.check(
+            {
+                "src/core/a.cc": "\n" + line + "unordered_set<std::string_view> b;\n",
+                "src/core/a_test.cc": line,
+                "src/core/b.cc": "KeyedMap<std::string, int> a;\nstd::unordered_map<int, int> b;\n",
+                "tests/c.cc": line,
+            }
+        )
+        self.assertEqual([":".join(each.split(":")[:2]) for each in found],
+                         ["src/core/a.cc:2", "src/core/a.cc:3"])
+
     def test_executable_bit(self):
         found = self.check({"a.sh": "#!/bin/bash\n", "b.md": "text\n"}, executables=["b.md"])
         self.assertEqual([line.split(":")[0] for line in found], ["a.sh", "b.md"])

@@ -13,6 +13,7 @@
 #include "convert/source_files.h"
 #include "core/atomic_directory.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "format/model_dir.h"
@@ -125,7 +126,7 @@ boost::json::object caravan_object(const ConvertOptions& options, const Resolved
 }
 
 uint64_t journal_key(const boost::json::object& config, const ConvertOptions& options) {
-  std::string text = boost::json::serialize(config);
+  std::string text = to_json_text(config);
   if (options.kv_calibration) {
     for (const auto* scales :
          {&options.kv_calibration->scales.k, &options.kv_calibration->scales.v,

@@ -1,42 +1,20 @@
 #include "core/jsonl.h"
 
-#include <fstream>
-#include <iostream>
 #include <limits>
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
+#include "core/text_input.h"
 
 namespace caravan {
 
-namespace {
-
-/// The next line without its end, or false at the end of the input. Stops with kMaxJsonLineBytes +
-/// 1 bytes in a longer line.
-bool read_line(std::istream& in, std::string& line) {
-  constexpr int kEnd = std::char_traits<char>::eof();
-  line.clear();
-  for (int c = in.get(); c != '\n'; c = in.get()) {
-    if (c == kEnd) return !line.empty();
-    line.push_back(static_cast<char>(c));
-    if (line.size() > kMaxJsonLineBytes) break;
-  }
-  return true;
-}
-
-}  // namespace
-
-void for_each_json_line(
+void for_each_json_line_while(
     const std::string& path,
-    const std::function<void(const boost::json::object& row, const std::string& where)>& on_row) {
-  std::ifstream file;
-  if (path != "-") {
-    file.open(path);
-    CARAVAN_CHECK_OS(file.is_open(), "{}: cannot open", path);
-  }
-  std::istream& in = path == "-" ? std::cin : file;
+    const std::function<bool(const boost::json::object& row, const std::string& where)>& on_row) {
+  TextInput in(path);
   std::string line;
-  for (int64_t number = 1; read_line(in, line); ++number) {
+  for (int64_t number = 1; in.read_line(line, kMaxJsonLineBytes); ++number) {
     if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
     const std::string where = fmt::format("{}:{}", path, number);
     CARAVAN_CHECK_CODE(line.size() <= kMaxJsonLineBytes, kCorrupt,
@@ -44,9 +22,17 @@ void for_each_json_line(
                        kMaxJsonLineBytes);
     const boost::json::value value = parse_json(line, where);
     CARAVAN_CHECK_CODE(value.is_object(), kCorrupt, "{}: expected a JSON object", where);
-    on_row(value.get_object(), where);
+    if (!on_row(value.get_object(), where)) return;
   }
-  CARAVAN_CHECK_CODE(!in.bad(), kIo, "{}: read failed", path);
+}
+
+void for_each_json_line(
+    const std::string& path,
+    const std::function<void(const boost::json::object& row, const std::string& where)>& on_row) {
+  for_each_json_line_while(path, [&](const boost::json::object& row, const std::string& where) {
+    on_row(row, where);
+    return true;
+  });
 }
 
 std::vector<int32_t> token_ids_of(const boost::json::value& ids, const std::string& where,
@@ -60,7 +46,7 @@ std::vector<int32_t> token_ids_of(const boost::json::value& ids, const std::stri
     CARAVAN_CHECK_CODE(
         number != nullptr && *number >= 0 && *number <= std::numeric_limits<int32_t>::max(),
         kCorrupt, "{}: \"{}\"[{}] is {}, expected a token id", where, name, out.size(),
-        printable(boost::json::serialize(id)));
+        printable(to_json_text(id)));
     out.push_back(static_cast<int32_t>(*number));
   }
   return out;

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/text_input.h"
 #include "core/unfinished_file.h"
 
 namespace caravan {
@@ -217,6 +218,7 @@ std::string read_text_file(const std::string& path, size_t max_bytes) {
     CARAVAN_CHECK_CODE(n > 0, kIo, "{}: read failed at offset {}: the file shrank", path, done);
     done += static_cast<size_t>(n);
   }
+  check_not_lfs_pointer(text, path);
   return text;
 }
 

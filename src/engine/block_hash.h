@@ -5,26 +5,13 @@
 #include <functional>
 #include <span>
 
+#include "core/siphash.h"
+
 namespace caravan {
 
-/// Name of the tokens of a cache block and of all before it.
-struct BlockHash {
-  uint64_t low = 0;
-  uint64_t high = 0;
-  bool operator==(const BlockHash&) const = default;
-};
-
-struct HashKey {
-  uint64_t low = 0;
-  uint64_t high = 0;
-};
-
-/// A key that nobody outside this process knows, from the operating system's random numbers.
-HashKey random_hash_key();
-
-/// SipHash-2-4 with 128 bits of output: without the key nobody can make prompts that collide.
-/// Source: Aumasson and Bernstein 2012, "SipHash: a fast short-input PRF", and its reference code.
-BlockHash siphash128(const HashKey& key, std::span<const std::byte> message);
+/// Name of the tokens of a cache block and of all before it. Its key is secret: nobody can make
+/// prompts that collide.
+using BlockHash = Hash128;
 
 /// Hash of a block's tokens after those that `parent` names; {} is the parent of the first block.
 BlockHash hash_block(const HashKey& key, const BlockHash& parent, std::span<const int32_t> tokens);

@@ -11,7 +11,10 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/mapped_file.h"
+#include "core/text_input.h"
+#include "eval/table_rows.h"
 #include "format/parquet.h"
 #include "tokenizer/utf8.h"
 
@@ -21,7 +24,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr size_t kMaxLineBytes = size_t{64} << 20;
 constexpr size_t kMaxArrayBytes = size_t{1} << 30;
 constexpr int kMaxFolderDepth = 3;
 
@@ -53,15 +55,6 @@ KeyPair choose_keys(const DatasetOptions& options,
                "{}: no \"article\" and \"highlights\" (nor another known pair), there is {}: name "
                "them with --article-key and --summary-key",
                where, found());
-}
-
-bool is_utf8(std::string_view text) {
-  for (size_t i = 0; i < text.size();) {
-    const Utf8Char c = decode_utf8(text, i);
-    if (c.state != Utf8Char::State::kValid) return false;
-    i += c.num_bytes;
-  }
-  return true;
 }
 
 /// Rows as they come from one file after the other.
@@ -149,13 +142,17 @@ class RowCollector {
     CARAVAN_CHECK_CODE(value != nullptr, kCorrupt, "{}: no \"{}\"", where, printable(key));
     CARAVAN_CHECK_CODE(value->is_string(), kCorrupt, "{}: \"{}\" is not a string", where,
                        printable(key));
-    return {value->get_string().data(), value->get_string().size()};
+    const boost::json::string& text = value->get_string();
+    CARAVAN_CHECK_CODE(text.size() <= ParquetFile::kMaxTextBytes, kUnsupported,
+                       "{}: \"{}\" has {} bytes, at most {} are read", where, printable(key),
+                       text.size(), ParquetFile::kMaxTextBytes);
+    return {text.data(), text.size()};
   }
 
   std::string id_of(const boost::json::object& object, const std::string& where) const {
     const boost::json::value* id = object.if_contains("id");
     if (id == nullptr) return std::to_string(rows_.size());
-    if (id->is_int64() || id->is_uint64()) return boost::json::serialize(*id);
+    if (id->is_int64() || id->is_uint64()) return to_json_text(*id);
     CARAVAN_CHECK_CODE(id->is_string(), kCorrupt, "{}: \"id\" is neither text nor a whole number",
                        where);
     return {id->get_string().data(), id->get_string().size()};
@@ -166,25 +163,14 @@ class RowCollector {
   std::vector<DatasetRow> rows_;
 };
 
-void read_json_lines(std::string_view text, const std::string& path, RowCollector& rows) {
-  int64_t number = 0;
-  while (!text.empty() && !rows.is_full()) {
-    ++number;
-    const size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    const std::string where = fmt::format("{}:{}", path, number);
-    CARAVAN_CHECK_CODE(line.size() <= kMaxLineBytes, kCorrupt, "{}: a line of {} bytes, at most {}",
-                       where, line.size(), kMaxLineBytes);
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
-    rows.add_json(parse_json(line, where), where);
+void read_json_array(TextInput& in, const std::string& path, RowCollector& rows) {
+  std::string text;
+  for (int c = in.get(); c >= 0; c = in.get()) {
+    text.push_back(static_cast<char>(c));
+    CARAVAN_CHECK_CODE(text.size() <= kMaxArrayBytes, kUnsupported,
+                       "{}: a JSON array of more than {} bytes: write JSON Lines", path,
+                       kMaxArrayBytes);
   }
-}
-
-void read_json_array(std::string_view text, const std::string& path, RowCollector& rows) {
-  CARAVAN_CHECK_CODE(text.size() <= kMaxArrayBytes, kUnsupported,
-                     "{}: a JSON array of {} bytes, at most {}: write JSON Lines", path,
-                     text.size(), kMaxArrayBytes);
   const boost::json::value value = parse_json(text, path);
   const auto& array = value.as_array();
   for (size_t i = 0; i < array.size() && !rows.is_full(); ++i) {
@@ -192,23 +178,51 @@ void read_json_array(std::string_view text, const std::string& path, RowCollecto
   }
 }
 
-void read_file(const std::string& path, RowCollector& rows) {
+bool is_parquet(const std::string& path) {
   const MappedFile file = MappedFile::open(path);
-  const std::string_view text{reinterpret_cast<const char*>(file.data()), file.size()};
-  if (text.starts_with("PAR1")) return rows.add_parquet(path);
-  const size_t first = text.find_first_not_of(" \t\r\n");
-  if (first != std::string_view::npos && text[first] == '[') {
-    return read_json_array(text, path, rows);
-  }
-  CARAVAN_CHECK_CODE(first == std::string_view::npos || text[first] == '{', kCorrupt,
-                     "{}: neither Parquet nor JSON: begins with \"{}\"", path,
-                     printable(text.substr(0, 8)));
-  read_json_lines(text, path, rows);
+  return std::string_view(reinterpret_cast<const char*>(file.data()), file.size())
+      .starts_with("PAR1");
 }
 
-bool has_data_suffix(const fs::path& path) {
-  const std::string suffix = path.extension().string();
-  return suffix == ".parquet" || suffix == ".jsonl" || suffix == ".json";
+void read_file(const std::string& path, RowCollector& rows) {
+  if (is_parquet(path)) return rows.add_parquet(path);
+  if (!is_csv_name(path)) {
+    TextInput in(path);
+    while (in.peek() >= 0 && std::strchr(" \t\r\n", in.peek()) != nullptr) in.get();
+    if (in.peek() == '[') return read_json_array(in, path, rows);
+    if (in.peek() >= 0 && in.peek() != '{') {
+      std::string start;
+      in.read_line(start, 8);
+      CARAVAN_FAIL(kCorrupt,
+                   "{}: neither Parquet nor JSON: begins with \"{}\"; name it .csv if it is CSV",
+                   path, printable(start.substr(0, 8)));
+    }
+  }
+  for_each_row(path, [&](const boost::json::object& row, const std::string& where) {
+    if (!rows.is_full()) rows.add_object(row, where);
+    return !rows.is_full();
+  });
+}
+
+/// What the files of a split may be called, the form that is read first.
+constexpr std::string_view kDataSuffixes[] = {".parquet", ".jsonl", ".jsonl.gz", ".json",
+                                              ".json.gz", ".csv",   ".csv.gz"};
+
+/// The place of a file's suffix among them, or their number.
+size_t suffix_rank(const std::string& name) {
+  return static_cast<size_t>(
+      std::find_if(std::begin(kDataSuffixes), std::end(kDataSuffixes),
+                   [&](std::string_view suffix) { return name.ends_with(suffix); }) -
+      std::begin(kDataSuffixes));
+}
+
+/// The file's name without folder and data suffix.
+std::string stem_of(const std::string& path) {
+  const std::string name = fs::path(path).filename().string();
+  const size_t rank = suffix_rank(name);
+  return rank == std::size(kDataSuffixes)
+             ? name
+             : name.substr(0, name.size() - kDataSuffixes[rank].size());
 }
 
 /// "test", "test-00000-of-00002", "test_part1" for the split "test".
@@ -250,25 +264,27 @@ std::vector<std::string> dataset_files(const std::string& path, const std::strin
     if (error) break;
     if (it.depth() >= kMaxFolderDepth) it.disable_recursion_pending();
     const fs::path file = it->path();
-    if (!has_data_suffix(file) || !it->is_regular_file(error)) continue;
+    const bool has_suffix = suffix_rank(file.filename().string()) < std::size(kDataSuffixes);
+    if (!has_suffix || !it->is_regular_file(error)) continue;
     const bool is_in_split_folder = it.depth() > 0 && file.parent_path().filename() == split;
-    if (is_in_split_folder || is_named_after(file.stem().string(), split)) {
+    if (is_in_split_folder || is_named_after(stem_of(file.string()), split)) {
       folders[file.parent_path().string()].push_back(file.string());
     }
   }
-  CARAVAN_CHECK(!folders.empty(),
-                "{}: no {}*.parquet, {}*.jsonl or {}*.json in this directory: give the file, or "
-                "another --split",
-                path, split, split, split);
+  CARAVAN_CHECK(
+      !folders.empty(),
+      "{}: no {}*.parquet, .jsonl, .json or .csv (nor .gz of these) in this directory: give "
+      "the file, or another --split",
+      path, split);
   CARAVAN_CHECK(folders.size() == 1, "{}: files of the split \"{}\" in {} folders: give one of {}",
                 path, split, folders.size(), folder_names(folders));
   std::vector<std::string> files = std::move(folders.begin()->second);
-  const auto is_parquet = [](const std::string& f) { return f.ends_with(".parquet"); };
-  if (std::any_of(files.begin(), files.end(), is_parquet)) {
-    std::erase_if(files, [&](const std::string& f) { return !is_parquet(f); });
-  }
+  // The same rows may be there in several forms: one is read.
+  size_t best = std::size(kDataSuffixes);
+  for (const std::string& file : files) best = std::min(best, suffix_rank(file));
+  std::erase_if(files, [&](const std::string& file) { return suffix_rank(file) != best; });
   std::sort(files.begin(), files.end());
-  if (const auto count = shard_count(fs::path(files.front()).stem().string())) {
+  if (const auto count = shard_count(stem_of(files.front()))) {
     CARAVAN_CHECK_CODE(files.size() == *count, kNotFound, "{}: {} of {} shards of \"{}\" are there",
                        folders.begin()->first, files.size(), *count, split);
   }

@@ -144,13 +144,72 @@ TEST_F(DatasetTest, DirectoriesOfTheHub) {
   expect_refused(directory_ / "d", ErrorCode::kInvalidArgument, "in 2 folders: give one of");
 }
 
+TEST_F(DatasetTest, CsvAsKaggleGivesIt) {
+  const std::string path =
+      write("test.csv",
+            "id,article,highlights\r\n"
+            "92c514c9,\"LONDON, \"\"England\"\" (Reuters)\r\nsaid so\",One .\nTwo\n"
+            "f00,Short,\"S\"\n");
+  // A line feed in a field without quotes ends the row.
+  expect_refused(path, ErrorCode::kCorrupt, "test.csv:4: 1 fields, the first line names 3");
+  const std::string good =
+      write("test.csv",
+            "id,article,highlights\r\n"
+            "92c514c9,\"LONDON, \"\"England\"\" (Reuters)\r\nsaid so\",\"One .\nTwo\"\n"
+            "f00,Short,\"S\"\n");
+  const auto rows = read(good);
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_TRUE((rows[0] ==
+               DatasetRow{"92c514c9", "LONDON, \"England\" (Reuters)\r\nsaid so", "One .\nTwo"}));
+  EXPECT_TRUE((rows[1] == DatasetRow{"f00", "Short", "S"}));
+  EXPECT_EQ(read(good, 1).size(), 1u);
+  expect_refused(write("other.csv", "a,b\n1,2\n"), ErrorCode::kCorrupt, "there is \"a\", \"b\"");
+  expect_refused(write("header.csv", "article,summary\n"), ErrorCode::kCorrupt, "no rows");
+}
+
+TEST_F(DatasetTest, ByteOrderMarks) {
+  const std::string row = R"({"article": "A", "summary": "S"})";
+  EXPECT_EQ(read(write("a.jsonl", "\xef\xbb\xbf" + row + "\n")).size(), 1u);
+  EXPECT_EQ(read(write("a.json", "\xef\xbb\xbf [" + row + "]")).size(), 1u);
+  EXPECT_EQ(read(write("a.csv",
+                       "\xef\xbb\xbf"
+                       "article,summary\nA,S\n"))
+                .size(),
+            1u);
+}
+
+TEST_F(DatasetTest, OneFormOfADirectoryIsRead) {
+  write("a/test.json", R"([{"article": "json", "summary": "S"}])");
+  write("a/test.csv", "article,summary\ncsv,S\n");
+  EXPECT_EQ(read(directory_ / "a")[0].article, "json");
+  EXPECT_EQ(read(directory_ / "a").size(), 1u);
+  fs::remove(directory_ / "a/test.json");
+  EXPECT_EQ(read(directory_ / "a")[0].article, "csv");
+}
+
+TEST_F(DatasetTest, LongTextsAndPointersAreRefused) {
+  const std::string text((size_t{16} << 20) + 1, 'x');
+  const std::string message = "\"article\" has 16777217 bytes, at most 16777216 are read";
+  expect_refused(write("a", R"({"summary": "S", "article": ")" + text + "\"}"),
+                 ErrorCode::kUnsupported, message);
+  expect_refused(write("a", R"([{"summary": "S", "article": ")" + text + "\"}]"),
+                 ErrorCode::kUnsupported, message);
+  expect_refused(write("a.csv", "article,summary\n" + text + ",S\n"), ErrorCode::kUnsupported,
+                 message);
+  for (const char* name : {"a.jsonl", "a.parquet", "a.csv"}) {
+    expect_refused(
+        write(name, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        ErrorCode::kCorrupt, "a Git LFS pointer, not the file; run git lfs pull");
+  }
+}
+
 TEST_F(DatasetTest, Refusals) {
   expect_refused(directory_ / "none", ErrorCode::kNotFound, "no such file or directory");
   expect_refused(write("empty", ""), ErrorCode::kCorrupt, "empty: no rows");
   expect_refused(write("blank", "\n \n"), ErrorCode::kCorrupt, "blank: no rows");
   expect_refused(kParquet + "empty.parquet", ErrorCode::kCorrupt, "empty.parquet: no rows");
   expect_refused(write("csv", "id,article\n"), ErrorCode::kCorrupt,
-                 "neither Parquet nor JSON: begins with \"id,artic\"");
+                 "neither Parquet nor JSON: begins with \"id,artic\"; name it .csv if it is CSV");
   const std::string good = R"({"article": "A", "highlights": "S"})"
                            "\n";
   expect_refused(write("a", good + R"({"article": "A"})"), ErrorCode::kCorrupt,

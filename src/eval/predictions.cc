@@ -2,10 +2,12 @@
 
 #include <array>
 #include <span>
-#include <unordered_map>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/jsonl.h"
+#include "core/keyed_hash.h"
+#include "eval/table_rows.h"
 
 namespace caravan {
 
@@ -34,7 +36,7 @@ int64_t integer_of(const boost::json::object& row, const char* name, int64_t oth
   const int64_t* number = value->if_int64();
   CARAVAN_CHECK_CODE(number != nullptr && *number >= 0, kCorrupt,
                      "{}: \"{}\" is {}, expected a whole number", where, name,
-                     printable(boost::json::serialize(*value)));
+                     printable(to_json_text(*value)));
   return *number;
 }
 
@@ -57,7 +59,7 @@ std::optional<std::vector<int32_t>> ids_of(const boost::json::object& row, const
 /// The line of "FILE:LINE".
 int64_t line_of(const std::string& where) { return std::stoll(where.substr(where.rfind(':') + 1)); }
 
-using LineOfId = std::unordered_map<std::string, size_t>;
+using LineOfId = KeyedMap<std::string, size_t>;
 
 LineOfId index_by_id(const std::vector<Prediction>& rows) {
   LineOfId out;
@@ -130,7 +132,7 @@ boost::json::object to_json(const Prediction& prediction) {
 
 std::vector<Prediction> read_predictions(const std::string& path) {
   std::vector<Prediction> rows;
-  for_each_json_line(path, [&](const boost::json::object& row, const std::string& where) {
+  for_each_row(path, [&](const boost::json::object& row, const std::string& where) {
     Prediction& prediction = rows.emplace_back();
     prediction.line = line_of(where);
     std::optional<std::string> text = first_string_of(row, kPredictionNames, where);
@@ -144,6 +146,7 @@ std::vector<Prediction> read_predictions(const std::string& path) {
     prediction.reference = first_string_of(row, kReferenceNames, where);
     prediction.num_dropped_tokens = integer_of(row, "num_dropped_tokens", 0, where);
     prediction.finish_reason = string_of(row, "finish_reason", where);
+    return true;
   });
   check_ids(rows, path);
   return rows;
@@ -151,13 +154,14 @@ std::vector<Prediction> read_predictions(const std::string& path) {
 
 std::vector<Prediction> read_references(const std::string& path) {
   std::vector<Prediction> rows;
-  for_each_json_line(path, [&](const boost::json::object& row, const std::string& where) {
+  for_each_row(path, [&](const boost::json::object& row, const std::string& where) {
     Prediction& reference = rows.emplace_back();
     reference.line = line_of(where);
     reference.reference = first_string_of(row, kReferenceFileNames, where);
     CARAVAN_CHECK_CODE(reference.reference, kCorrupt,
                        "{}: no member \"reference\" (nor \"highlights\" or \"summary\")", where);
     reference.id = id_of(row, where);
+    return true;
   });
   check_ids(rows, path);
   return rows;

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "core/error.h"
+#include "core/keyed_hash.h"
 #include "eval/lcs.h"
 #include "eval/numpy_random.h"
 #include "eval/quantile.h"
@@ -31,7 +31,7 @@ class Vocabulary {
   size_t size() const { return ids_.size(); }
 
  private:
-  std::unordered_map<std::string, int32_t> ids_;
+  KeyedMap<std::string, int32_t> ids_;
 };
 
 /// The tokens of the lines of a text that have any, and all of them in order.

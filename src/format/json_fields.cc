@@ -1,8 +1,10 @@
 #include "format/json_fields.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/error.h"
+#include "core/json_text.h"
 
 namespace caravan {
 
@@ -22,7 +24,10 @@ std::string json_text(const boost::json::value& value) {
   if (value.is_object()) return "an object";
   if (value.is_array() && !is_short_list(value)) return "an array";
   if (value.is_string()) return fmt::format("\"{}\"", printable(value.get_string()));
-  return printable(boost::json::serialize(value));
+  if (value.is_double() && std::isinf(value.get_double())) {
+    return value.get_double() > 0 ? "Infinity" : "-Infinity";  // 1e999: to_json_text has no word
+  }
+  return printable(to_json_text(value));
 }
 
 const boost::json::value* JsonFields::find(std::string_view field) const {

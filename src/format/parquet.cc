@@ -18,6 +18,7 @@ constexpr std::string_view kMagic = "PAR1";
 constexpr std::string_view kEncryptedMagic = "PARE";
 constexpr int64_t kMaxPageBytes = int64_t{256} << 20;
 constexpr size_t kMaxSchemaDepth = 32;
+constexpr size_t kMaxColumnChunks = size_t{1} << 20;
 constexpr size_t kMaxPathBytes = size_t{4} << 20;
 constexpr int32_t kByteArray = 6;
 constexpr int32_t kRequired = 0, kOptional = 1;
@@ -127,6 +128,7 @@ struct Page {
   ParquetPageHeader header;
   std::span<const std::byte> body;
   std::string where;  // for messages: file, column, offset
+  size_t num_header_bytes = 0;
 };
 
 /// The pages of a column of one row group, one after the other.
@@ -143,7 +145,8 @@ class PageStream {
     page.where = fmt::format("{}: page at offset {}", name_, offset);
     ThriftReader reader(rest_, name_, offset);
     page.header = read_parquet_page_header(reader, page.where);
-    rest_ = rest_.subspan(reader.position());
+    page.num_header_bytes = reader.position();
+    rest_ = rest_.subspan(page.num_header_bytes);
     CARAVAN_CHECK_CODE(page.header.num_bytes <= static_cast<int64_t>(rest_.size()), kCorrupt,
                        "{}: {} bytes where {} are left of the column", page.where,
                        page.header.num_bytes, rest_.size());
@@ -363,6 +366,8 @@ class ParquetFooter {
 
   void read_chunk(ThriftType type, ParquetFile::RowGroup& group) {
     ParquetFile::Chunk& chunk = group.chunks.emplace_back();
+    CARAVAN_CHECK_CODE(++num_chunks_ <= kMaxColumnChunks, kUnsupported,
+                       "{}: more than {} columns of row groups", file_.where_, kMaxColumnChunks);
     reader_.read_struct_field(type, [&](int16_t id, ThriftType field) {
       if (id == 1) return chunk.is_elsewhere = !reader_.read_binary(field).empty(), true;
       if (id == 3) return read_chunk_metadata(field, chunk), true;
@@ -407,6 +412,7 @@ class ParquetFooter {
   ParquetFile& file_;
   ThriftReader reader_;
   std::vector<SchemaElement> schema_;
+  size_t num_chunks_ = 0;
 };
 
 ParquetFile ParquetFile::open(const std::string& path) {
@@ -463,9 +469,29 @@ void ParquetFile::read_strings(size_t column, const OnValue& on_value) const {
   CARAVAN_CHECK_CODE(columns_[column].is_string, kUnsupported,
                      "{}: column \"{}\" is {}, expected strings (BYTE_ARRAY), one a row", where_,
                      printable(columns_[column].name), columns_[column].type);
+  const auto name = [&] {
+    return fmt::format("{}: column \"{}\"", where_, printable(columns_[column].name));
+  };
   int64_t first_row = 0;
+  int64_t page_bytes = 0;
+  int64_t text_bytes = 0;
+  const auto on_bounded = [&](int64_t row, std::optional<std::string_view> value) {
+    CARAVAN_CHECK_CODE(row < max_rows(), kUnsupported,
+                       "{}: more than {} rows in a file of {} bytes: write it as JSON Lines",
+                       name(), max_rows(), num_bytes());
+    const size_t size = value ? value->size() : 0;
+    CARAVAN_CHECK_CODE(size <= kMaxTextBytes, kUnsupported,
+                       "{}: row {}: a text of {} bytes, at most {} are read", name(), row, size,
+                       kMaxTextBytes);
+    text_bytes += static_cast<int64_t>(size);
+    CARAVAN_CHECK_CODE(text_bytes <= max_text_bytes(), kUnsupported,
+                       "{}: row {}: more than {} bytes of text in a file of {} bytes: write it as "
+                       "JSON Lines",
+                       name(), row, max_text_bytes(), num_bytes());
+    return on_value(row, value);
+  };
   for (const RowGroup& group : row_groups_) {
-    if (!read_chunk(group, column, first_row, on_value)) return;
+    if (!read_chunk(group, column, first_row, page_bytes, on_bounded)) return;
     first_row += group.num_rows;
   }
 }
@@ -493,7 +519,7 @@ std::span<const std::byte> ParquetFile::chunk_bytes(const RowGroup& group, size_
 }
 
 bool ParquetFile::read_chunk(const RowGroup& group, size_t column, int64_t first_row,
-                             const OnValue& on_value) const {
+                             int64_t& page_bytes, const OnValue& on_value) const {
   if (group.num_rows == 0) return true;  // writers put anything where there are no pages
   const std::string name =
       fmt::format("{}: column \"{}\"", where_, printable(columns_[column].name));
@@ -504,6 +530,13 @@ bool ParquetFile::read_chunk(const RowGroup& group, size_t column, int64_t first
   for (int64_t row = 0; row < group.num_rows;) {
     const Page page = pages.next();
     const ParquetPageHeader& header = page.header;
+    // Row groups may share their bytes.
+    page_bytes +=
+        static_cast<int64_t>(page.num_header_bytes) + header.num_bytes + header.num_decoded_bytes;
+    CARAVAN_CHECK_CODE(page_bytes <= max_page_bytes(), kUnsupported,
+                       "{}: more than {} bytes of pages in a file of {} bytes: write it as JSON "
+                       "Lines",
+                       name, max_page_bytes(), num_bytes());
     const auto type = static_cast<ParquetPageType>(header.type);
     if (type == ParquetPageType::kIndex) continue;
     if (type == ParquetPageType::kDictionary) {

@@ -43,11 +43,19 @@ class ParquetFile {
   /// Names of all columns, for messages: "a", "b".
   std::string column_names() const;
 
+  /// Most bytes of one text.
+  static constexpr size_t kMaxTextBytes = size_t{16} << 20;
+  /// A few bytes may stand for many (a dictionary, runs, Zstandard), so what is read of a column is
+  /// bounded by the size of the file: rows, the bytes of all texts, the bytes of all pages.
+  int64_t max_rows() const { return (int64_t{1} << 20) + num_bytes(); }
+  int64_t max_text_bytes() const { return (int64_t{64} << 20) + 256 * num_bytes(); }
+  int64_t max_page_bytes() const { return (int64_t{256} << 20) + 256 * num_bytes(); }
+
   /// Called with each row's value in order, or none for null; it points into memory that lives
   /// until the call returns. Returns false to stop.
   using OnValue = std::function<bool(int64_t row, std::optional<std::string_view> value)>;
-  /// Errors: kCorrupt, kUnsupported (a column that is not is_string, an encoding, a codec), naming
-  /// path and column.
+  /// Errors: kCorrupt, kUnsupported (a column that is not is_string, an encoding, a codec, more
+  /// than the bounds above), naming path and column.
   void read_strings(size_t column, const OnValue& on_value) const;
 
  private:
@@ -72,8 +80,9 @@ class ParquetFile {
   /// Where the pages of a column of a row group lie; `name` is the column's for messages.
   std::span<const std::byte> chunk_bytes(const RowGroup& group, size_t column,
                                          const std::string& name) const;
-  /// False when on_value said stop.
-  bool read_chunk(const RowGroup& group, size_t column, int64_t first_row,
+  int64_t num_bytes() const { return static_cast<int64_t>(bytes_.size()); }
+  /// False when on_value said stop. `page_bytes` counts what the pages of a column take.
+  bool read_chunk(const RowGroup& group, size_t column, int64_t first_row, int64_t& page_bytes,
                   const OnValue& on_value) const;
 
   MappedFile file_;

@@ -4,9 +4,9 @@
 #include <array>
 #include <cstring>
 #include <optional>
-#include <unordered_map>
 
 #include "core/error.h"
+#include "core/keyed_hash.h"
 
 namespace caravan {
 
@@ -18,6 +18,8 @@ constexpr size_t kMaxOpcodes = size_t{1} << 20;  // camel-5b in one piece needs 
 constexpr size_t kMaxStack = size_t{1} << 18;
 constexpr size_t kMaxGlobalName = 128;
 constexpr size_t kMaxIntegerBytes = 8;
+// torch numbers them. Each use of one is a look-up, whose time grows with its length.
+constexpr size_t kMaxStorageKey = 64;
 
 enum Opcode : uint8_t {
   kMark = '(',
@@ -229,7 +231,7 @@ class Machine {
   Pickle pickle_;
   std::vector<uint32_t> stack_;
   std::vector<size_t> marks_;  // stack sizes
-  std::unordered_map<uint64_t, uint32_t> memo_;
+  KeyedMap<uint64_t, uint32_t> memo_;
 };
 
 void Machine::step(uint8_t opcode) {
@@ -392,6 +394,10 @@ void Machine::push_storage() {
   }
   if (id.items.size() == 6 && item(5).kind != Kind::kNone) {
     unsupported("a view of a storage; save the tensors with a newer torch");
+  }
+  if (item(2).text.size() > kMaxStorageKey) {
+    unsupported(fmt::format("a storage whose key has {} bytes, at most {}", item(2).text.size(),
+                            kMaxStorageKey));
   }
   push({.kind = Kind::kStorage,
         .dtype = item(1).dtype,

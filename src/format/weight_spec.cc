@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <unordered_map>
 
 #include "core/error.h"
+#include "core/keyed_hash.h"
 #include "core/log.h"
 
 namespace caravan {
@@ -153,7 +153,7 @@ std::vector<WeightSpec> kv_scale_specs(const ModelConfig& config) {
 ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConfig& config,
                                      const std::string& where, bool has_kv_scales) {
   ResolvedWeights resolved;
-  std::unordered_map<std::string_view, const StoredTensor*> stored;
+  KeyedMap<std::string_view, const StoredTensor*> stored;
   std::vector<std::string> unexpected;
   for (const StoredTensor& tensor : source.tensors()) {
     const std::string_view name = canonical_name(tensor.name);

@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/mapped_file.h"
+#include "core/text_input.h"
 #include "format/checksum.h"
 
 namespace caravan {
@@ -107,7 +108,9 @@ int64_t CalibrationText::num_tokens() const {
 CalibrationText read_calibration_text(const std::string& path, const Tokenizer& tokenizer,
                                       int64_t vocab_size, int64_t num_samples, int64_t max_len) {
   const MappedFile file = MappedFile::open(path);
-  const std::string_view text(reinterpret_cast<const char*>(file.data()), file.size());
+  const std::string_view text =
+      skip_byte_order_mark({reinterpret_cast<const char*>(file.data()), file.size()});
+  check_not_lfs_pointer(text, path);
   Samples samples(path, vocab_size, num_samples, max_len);
   const size_t first = text.find_first_not_of(" \t\r\n");
   if (first != std::string_view::npos && text[first] == '{') {

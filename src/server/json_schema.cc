@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "server/api_error.h"
 #include "tokenizer/json_fields.h"
 
@@ -13,6 +14,9 @@ namespace caravan {
 namespace json = boost::json;
 
 namespace {
+
+// Members of one object that the schema does not know, where it lets such pass.
+constexpr int kMaxUnknownMembers = 64;
 
 std::string_view view(const json::string& text) { return {text.data(), text.size()}; }
 
@@ -162,10 +166,15 @@ void validate_object(const json::object& object, const json::object& schema,
   }
   const json::value* properties = keyword(schema, "properties");
   const json::value* others = keyword(schema, "additionalProperties");
+  int num_unknown = 0;
   for (const auto& member : object) {
     const std::string field = prefix + printable({member.key().data(), member.key().size()});
     const json::value* known =
         properties == nullptr ? nullptr : properties->get_object().if_contains(member.key());
+    if (known == nullptr && (others == nullptr || !others->is_object()) &&
+        ++num_unknown >= kMaxUnknownMembers) {
+      refuse(path, fmt::format("{} unknown members", num_unknown), "fewer");
+    }
     if (known != nullptr) {
       validate_json(member.value(), known->get_object(), field);
     } else if (others != nullptr && others->is_object()) {
@@ -223,7 +232,7 @@ void validate_json(const json::value& value, const json::object& schema, const s
   if (const json::value* values = keyword(schema, "enum")) {
     const json::array& allowed = values->get_array();
     if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-      std::string wanted = json::serialize(allowed);
+      std::string wanted = to_json_text(allowed);
       refuse(path, describe(value), "one of " + wanted);
     }
   }

@@ -19,6 +19,8 @@ namespace {
 
 // vLLM takes temperatures below this for 0 too: their softmax is the argmax, or overflows.
 constexpr double kLeastTemperature = 1e-5;
+// Of one object of a request; logit_bias may have 1,024.
+constexpr size_t kMaxRequestMembers = 2048;
 
 std::string text_of(const json::value& value) {
   return {value.get_string().data(), value.get_string().size()};
@@ -174,7 +176,7 @@ RequestParser::RequestParser(const ApiLimits& limits, const SamplingDefaults& de
 json::object RequestParser::parse(std::string_view body, const json::object& schema) const {
   json::value value;
   try {
-    value = parse_json(body, "request body");
+    value = parse_json(body, "request body", {.max_members = kMaxRequestMembers});
   } catch (const Error& error) {
     throw_bad_request("", error.what());
   }

@@ -1,5 +1,6 @@
 #include "server/openai_request.h"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <limits>
@@ -262,13 +263,41 @@ TEST(RequestParserTest, WhatIsNotJsonIsRefused) {
         std::string("{\"prompt\": \"a\"} x"), std::string("{\"prompt\": \"a\",}"),
         std::string("{\"prompt\": \"a\", \"prompt\": \"b\"}"),
         std::string("{\"prompt\": \"\xff\"}"), std::string("{\"prompt\": \"\xc0\x80\"}"),
-        std::string("{\"prompt\": \"\xed\xa0\x80\"}"), std::string("{\"prompt\": \"\\ud800\"}"),
-        std::string("{\"prompt\": \"\\udc00\"}"), std::string("{\"prompt\": \"\\ud800\\u0041\"}"),
-        std::string("{\"prompt\": \"a\nb\"}"), std::string("{'prompt': 'a'}"),
-        std::string("{\"prompt\": \"a\"}\0", 16), deep, "{\"prompt\": " + deep}) {
+        std::string("{\"prompt\": \"\xed\xa0\x80\"}"), std::string("{\"prompt\": \"a\nb\"}"),
+        std::string("{'prompt': 'a'}"), std::string("{\"prompt\": \"a\"}\0", 16), deep,
+        "{\"prompt\": " + deep}) {
     EXPECT_EQ(completion_refusal(body), "(body)") << body.substr(0, 60);
   }
   EXPECT_EQ(completion_refusal("{\"prompt\": \"\\ud83d\\ude00 \\u0000\"}"), "");
+}
+
+TEST(RequestParserTest, CutEmojisMarksAndNulPass) {
+  const std::string mark = "\xef\xbf\xbd";
+  EXPECT_EQ(parser().tokenize(R"({"prompt": "a \ud83d"})").prompt, "a " + mark);
+  EXPECT_EQ(parser().tokenize(R"({"prompt": "\udc00b"})").prompt, mark + "b");
+  EXPECT_EQ(parser().tokenize(R"({"prompt": "\ud800\u0041"})").prompt, mark + "A");
+  EXPECT_EQ(parser().tokenize("\xef\xbb\xbf{\"prompt\": \"a\"}").prompt, "a");
+  EXPECT_EQ(parser().tokenize(R"({"prompt": "a\u0000b"})").prompt, std::string("a\0b", 3));
+}
+
+TEST(RequestParserTest, MembersAreCounted) {
+  std::string body = R"({"prompt": "a")";
+  for (int i = 0; i < 2048; ++i) body += fmt::format(", \"k{}\": 1", i);
+  body += "}";
+  try {
+    parser().completion(body);
+    FAIL() << "2,049 members pass";
+  } catch (const ApiError& error) {
+    EXPECT_NE(std::string(error.what()).find("an object of more than 2048 members"),
+              std::string::npos)
+        << error.what();
+  }
+  boost::json::object unknown;
+  const boost::json::object schema{{"type", "object"}};
+  for (int i = 0; i < 63; ++i) unknown[fmt::format("k{}", i)] = i;
+  EXPECT_NO_THROW(validate_json(unknown, schema, "extra"));
+  unknown["one more"] = 1;
+  EXPECT_THROW(validate_json(unknown, schema, "extra"), ApiError);
 }
 
 TEST(RequestParserTest, TinyNumbersStayInTheRangeOfFloats) {

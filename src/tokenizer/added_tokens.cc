@@ -58,10 +58,15 @@ void AddedTokens::split_pass(const Pass& pass, std::string_view text,
     size_t begin = position;
     size_t end = position + token->content.size();
     position = end;
+    // Space that a token took is not looked at again: of a text of such tokens each would go over
+    // all of it.
     if (token->strips_left) {
-      begin = std::max(begin - trailing_space(text.substr(0, begin)), text_begin);
+      begin = std::max(begin, text_begin);
+      begin -= trailing_space(text.substr(text_begin, begin - text_begin));
     }
-    if (token->strips_right) end += leading_space(text.substr(end));
+    if (token->strips_right) {
+      end = end < text_begin ? text_begin : end + leading_space(text.substr(end));
+    }
     // A token of white space may lie wholly in the space that the token before it took.
     if (begin >= end) continue;
     if (text_begin < begin) on_text(text.substr(text_begin, begin - text_begin));

@@ -8,6 +8,7 @@
 #include <string_view>
 #include <vector>
 
+#include "core/siphash.h"
 #include "tokenizer/token_table.h"
 
 namespace caravan {
@@ -49,13 +50,17 @@ class MergeTable {
     uint32_t tag;
   };
 
-  static Key make_key(int32_t left, int32_t right) {
+  // Multiply and fold with secrets: merges whose pairs share a slot cannot be made.
+  Key make_key(int32_t left, int32_t right) const {
     const uint64_t pair =
         static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
-    const uint64_t hash = pair * 0x9E3779B97F4A7C15;  // 2^64 / golden ratio
+    const unsigned __int128 product =
+        static_cast<unsigned __int128>(pair ^ hash_key_.low) * (hash_key_.high | 1);
+    const uint64_t hash = static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
     return {hash >> 32, static_cast<uint32_t>(hash >> 8)};
   }
 
+  HashKey hash_key_ = process_hash_key();
   std::vector<Merge> merges_;
   std::vector<Slot> slots_;  // a power of two, at most half full
   size_t mask_;

@@ -34,19 +34,20 @@ uint64_t pack(const char* p, size_t n) {
 
 }  // namespace
 
-// Multiply and fold, as wyhash does. The odd constants are digits of pi.
-TokenTable::Key TokenTable::make_key(std::string_view bytes) {
-  constexpr uint64_t kA = 0x243F6A8885A308D3;
-  constexpr uint64_t kB = 0x13198A2E03707345;
+// Multiply and fold, as wyhash does, with secrets in place of its constants: a vocabulary whose
+// tokens share a slot cannot be made. SipHash would take longer than all the rest of a look-up.
+TokenTable::Key TokenTable::make_key(std::string_view bytes) const {
+  const uint64_t a = hash_key_.low;
+  const uint64_t b = hash_key_.high;
   const char* p = bytes.data();
   size_t n = bytes.size();
-  uint64_t seed = kA ^ n;
+  uint64_t seed = a ^ n;
   if (n <= 8) {
     const uint64_t packed = pack(p, n);
-    return {packed, mix(packed ^ kB, seed)};
+    return {packed, mix(packed ^ b, seed)};
   }
-  for (; n > 16; p += 8, n -= 8) seed = mix(load<uint64_t>(p) ^ kA, seed);
-  const uint64_t hash = mix(load<uint64_t>(p) ^ kB, load<uint64_t>(p + n - 8) ^ seed);
+  for (; n > 16; p += 8, n -= 8) seed = mix(load<uint64_t>(p) ^ a, seed);
+  const uint64_t hash = mix(load<uint64_t>(p) ^ b, load<uint64_t>(p + n - 8) ^ seed);
   return {hash, hash};
 }
 

@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/siphash.h"
+
 namespace caravan {
 
 /// Bytes of every token by id, and back: two arrays and one open-addressing table, filled once.
@@ -42,10 +44,11 @@ class TokenTable {
     uint64_t hash;
   };
 
-  static Key make_key(std::string_view bytes);
+  Key make_key(std::string_view bytes) const;
   // The slot of these bytes, or the free one where they would go.
   size_t find_slot(std::string_view bytes, const Key& key) const;
 
+  HashKey hash_key_ = process_hash_key();
   std::string blob_;
   std::vector<Span> spans_;
   std::vector<Slot> slots_;  // a power of two, at most half full

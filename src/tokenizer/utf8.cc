@@ -46,6 +46,15 @@ Utf8Char decode_utf8(std::string_view text, size_t position) {
   return {code_point, lead.num_bytes, State::kValid};
 }
 
+bool is_utf8(std::string_view text) {
+  for (size_t i = 0; i < text.size();) {
+    const Utf8Char c = decode_utf8(text, i);
+    if (c.state != Utf8Char::State::kValid) return false;
+    i += c.num_bytes;
+  }
+  return true;
+}
+
 void append_utf8(uint32_t code_point, std::string& out) {
   const auto continuation = [&](int shift) {
     out.push_back(static_cast<char>(0x80 | ((code_point >> shift) & 0x3F)));

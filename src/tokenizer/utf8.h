@@ -23,6 +23,9 @@ struct Utf8Char {
 /// "U+FFFD Substitution of Maximal Subparts".
 Utf8Char decode_utf8(std::string_view text, size_t position);
 
+/// Whether all of it is valid.
+bool is_utf8(std::string_view text);
+
 /// Appends the UTF-8 form of a code point; the caller keeps it below 0x110000 and no surrogate.
 void append_utf8(uint32_t code_point, std::string& out);
 

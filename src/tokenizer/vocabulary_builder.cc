@@ -1,9 +1,9 @@
 #include "tokenizer/vocabulary_builder.h"
 
 #include <algorithm>
-#include <unordered_set>
 
 #include "core/error.h"
+#include "core/keyed_hash.h"
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/json_fields.h"
 
@@ -42,7 +42,7 @@ void VocabularyBuilder::set_token(int32_t id, std::string_view bytes, bool is_se
 }
 
 void VocabularyBuilder::finish_tokens(size_t num_merges) {
-  std::unordered_set<std::string_view> added_contents;
+  KeyedSet<std::string_view> added_contents;
   size_t num_tokens = vocab_.size();
   for (const PendingToken& added : pending_) {
     added_contents.insert(added.token.content);

@@ -9,6 +9,7 @@
 #include "format/model_config.h"
 #include "format/model_dir.h"
 #include "format/tensor_source.h"
+#include "tests/fuzz/cpu_budget.h"
 
 namespace caravan {
 namespace {
@@ -39,6 +40,7 @@ void fuzz_index(std::string_view text) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace caravan;
+  const CpuBudget budget(size);
   set_log_level(LogLevel::kOff);
   if (size == 0) return 0;
   const std::string_view rest(reinterpret_cast<const char*>(data) + 1, size - 1);

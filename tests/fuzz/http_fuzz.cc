@@ -12,6 +12,7 @@
 #include "server/http_body.h"
 #include "server/http_head.h"
 #include "server/openai_request.h"
+#include "tests/fuzz/cpu_budget.h"
 
 namespace caravan {
 namespace {
@@ -128,6 +129,7 @@ void fuzz_request(std::string_view body, int kind) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace caravan;
+  const CpuBudget budget(size);
   set_log_level(LogLevel::kOff);
   if (size < 2) return 0;
   const std::string_view rest(reinterpret_cast<const char*>(data) + 2, size - 2);

@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "format/torch_file.h"
 #include "format/torch_pickle.h"
+#include "tests/fuzz/cpu_budget.h"
 #include "tests/malformed/builders.h"
 
 namespace caravan {
@@ -54,6 +55,7 @@ void fuzz(uint8_t kind, std::string_view rest) {
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace caravan;
+  const CpuBudget budget(size);
   if (size == 0) return 0;
   try {
     fuzz(data[0], {reinterpret_cast<const char*>(data) + 1, size - 1});

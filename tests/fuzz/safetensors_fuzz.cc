@@ -6,9 +6,11 @@
 
 #include "core/error.h"
 #include "format/safetensors.h"
+#include "tests/fuzz/cpu_budget.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace caravan;
+  const CpuBudget budget(size);
   try {
     const SafetensorsHeader header =
         parse_safetensors({reinterpret_cast<const std::byte*>(data), size}, "FILE");

@@ -6,6 +6,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "tests/fuzz/cpu_budget.h"
 #include "tokenizer/detokenizer.h"
 #include "tokenizer/tiny_tokenizer.h"
 #include "tokenizer/tokenizer.h"
@@ -110,6 +111,7 @@ void fuzz_ids(std::string_view data) {
 }  // namespace caravan
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  const caravan::CpuBudget budget(size);
   if (size == 0) return 0;
   const std::string_view rest(reinterpret_cast<const char*>(data) + 1, size - 1);
   switch (data[0] % 6) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "core/error.h"
+#include "format/safetensors.h"
 #include "format/torch_file.h"
 #include "tests/malformed/builders.h"
 
@@ -45,6 +46,26 @@ TEST(TorchFileTest, BaseFilesAreRead) {
   LegacyFile legacy = torch_legacy();
   legacy.storages = le64(2) + std::string(8, 'A') + le64(6) + std::string(12, 'B');
   expect_base_tensors(legacy.bytes());
+}
+
+TEST(SafetensorsTest, NullMetadataIsNone) {
+  const std::string file = safetensors_file(
+      R"({"__metadata__":null,"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 2);
+  const SafetensorsHeader header =
+      parse_safetensors({reinterpret_cast<const std::byte*>(file.data()), file.size()}, "FILE");
+  EXPECT_TRUE(header.metadata.empty());
+  ASSERT_EQ(header.entries.size(), 1u);
+  EXPECT_EQ(header.entries[0].name, "a");
+}
+
+TEST(TorchFileTest, StorageKeysOf64BytesAreRead) {
+  std::vector<ZipMember> members = marked_members(torch_pickle());
+  const std::string key(64, '1');
+  members[3].name = "m/data/" + key;
+  const std::string pickle =
+      whole(state_dict({{"b", tensor(storage("HalfStorage", key, 6), 0, {2, 3}, {3, 1})}}));
+  members[0].data = pickle;
+  EXPECT_EQ(parse(zip_file(members).bytes).size(), 1u);
 }
 
 TEST(TorchFileTest, Zip64RecordsAndFieldsAreRead) {

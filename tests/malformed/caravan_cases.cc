@@ -117,7 +117,7 @@ std::vector<MalformedCase> caravan_cases() {
        "2147483647",
        with("\"format_version\":1", "\"format_version\":\"1\""), read},
       {"caravan_version_fraction", kCorrupt,
-       "DIR/config.json: caravan.format_version: got 1.5E0, expected an integer from 1 to "
+       "DIR/config.json: caravan.format_version: got 1.5, expected an integer from 1 to "
        "2147483647",
        with("\"format_version\":1", "\"format_version\":1.5"), read},
       {"caravan_big_endian", kUnsupported,

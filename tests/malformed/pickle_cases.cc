@@ -285,6 +285,11 @@ std::vector<MalformedCase> machine_cases() {
        persistent(
            {text("storage"), global("torch", "FloatStorage"), integer(0), text("cpu"), integer(2)}),
        read},
+      {"pickle_storage_key_too_long", kUnsupported,
+       "FILE: data.pkl: offset 150: a storage whose key has 65 bytes, at most 64",
+       persistent({text("storage"), global("torch", "FloatStorage"), text(std::string(65, '0')),
+                   text("cpu"), integer(2)}),
+       read},
       {"pickle_persistent_id_without_location", kCorrupt,
        "FILE: data.pkl: offset 79: a persistent id that is not (\"storage\", type, key, location, "
        "size)",

@@ -93,8 +93,9 @@ std::vector<MalformedCase> safetensors_cases() {
        file(std::string(kHeader) + std::string(2, '\0')), read},
       {"header_is_not_utf8", kCorrupt, "FILE: header: offset 2: not valid JSON: syntax error",
        with("\"a\"", "\"\xff\xfe\""), read},
-      {"header_has_a_lone_surrogate", kCorrupt,
-       "FILE: header: offset 8: not valid JSON: syntax error", with("\"a\"", "\"\\ud800\""), read},
+      {"header_names_are_one_lone_surrogate", kCorrupt,
+       "FILE: header: offset 66: the key \"\\xef\\xbf\\xbd\" appears twice in one object",
+       replaced(with("\"a\"", "\"\\ud800\""), "\"b\"", "\"\\udfff\""), read},
       {"header_nests_too_deep", kCorrupt, "FILE: header: offset 58: not valid JSON: too deep",
        with("[2]", std::string(40, '[') + std::string(40, ']')), read},
       {"name_twice", kCorrupt, "FILE: header: offset 56: the key \"a\" appears twice in one object",
@@ -164,7 +165,7 @@ std::vector<MalformedCase> safetensors_cases() {
        "FILE: a.shape: got [-1,-2], expected an array of integers from 0 to 9223372036854775807",
        with("[2]", "[-1,-2]"), read},
       {"shape_fraction", kCorrupt,
-       "FILE: a.shape: got [2E0], expected an array of integers from 0 to 9223372036854775807",
+       "FILE: a.shape: got [2.0], expected an array of integers from 0 to 9223372036854775807",
        with("[2]", "[2.0]"), read},
       {"shape_of_strings", kCorrupt,
        "FILE: a.shape: got [\"2\"], expected an array of integers from 0 to 9223372036854775807",
@@ -183,7 +184,7 @@ std::vector<MalformedCase> safetensors_cases() {
        "9223372036854775807",
        with("[2]", "[9223372036854775808]"), read},
       {"shape_over_uint64", kCorrupt,
-       "FILE: a.shape: got [1.8446744073709552E19], expected an array of integers from 0 to "
+       "FILE: a.shape: got [1.8446744073709552e+19], expected an array of integers from 0 to "
        "9223372036854775807",
        with("[2]", "[18446744073709551618]"), read},
       {"shape_product_wraps_to_two", kCorrupt, "FILE: a.shape: its product does not fit in 63 bits",
@@ -218,7 +219,7 @@ std::vector<MalformedCase> safetensors_cases() {
        "9223372036854775807",
        with("[0,8]", "[-8,0]"), read},
       {"offsets_fraction", kCorrupt,
-       "FILE: a.data_offsets: got [0,8.5E0], expected an array of integers from 0 to "
+       "FILE: a.data_offsets: got [0,8.5], expected an array of integers from 0 to "
        "9223372036854775807",
        with("[0,8]", "[0,8.5]"), read},
       {"offsets_too_short", kCorrupt, "FILE: a.data_offsets: got 7 bytes, expected 8 for F32 [2]",
