@@ -87,9 +87,11 @@ void ValueConverter::finish() const {
 
 std::vector<float> centered_bias(const ResolvedWeight& bias, const ResolvedWeights& resolved,
                                  const KvCalibration& calibration) {
-  const auto count = static_cast<size_t>(bias.spec.shape.num_elements());
-  std::vector<float> values(count);
-  convert_elements(bias.tensor->data(), bias.tensor->dtype, values.data(), DType::kF32, count);
+  const int64_t count = bias.spec.shape.num_elements();
+  std::vector<float> values(static_cast<size_t>(count));
+  std::vector<std::byte> scratch;
+  convert_elements(bias.tensor->read(0, count, scratch), bias.tensor->dtype, values.data(),
+                   DType::kF32, values.size());
   const int64_t layer = *attention_bias_layer(bias.spec);
   if (bias.spec.name.ends_with("c_attn.bias")) {
     center_qkv_bias(calibration, layer, values);
@@ -98,8 +100,10 @@ std::vector<float> centered_bias(const ResolvedWeight& bias, const ResolvedWeigh
   const std::string name = fmt::format("h.{}.attn.c_proj.weight", layer);
   for (const ResolvedWeight& weight : resolved.weights) {
     if (weight.spec.name != name) continue;
-    center_proj_bias(calibration, layer, weight.tensor->data(), weight.tensor->dtype, values);
-    weight.tensor->file->release(weight.tensor->offset, weight.tensor->num_bytes());
+    const int64_t size = weight.spec.shape.num_elements();
+    center_proj_bias(calibration, layer, weight.tensor->read(0, size, scratch),
+                     weight.tensor->dtype, values);
+    weight.tensor->release(0, size);
     return values;
   }
   CARAVAN_FAIL(kInternal, "{} is missing", name);

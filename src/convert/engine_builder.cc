@@ -74,9 +74,8 @@ class EngineWriter {
     converted_.resize(static_cast<size_t>(std::min(piece, total)) * dtype_size(form.dtype));
     for (int64_t first = 0; first < total; first += piece) {
       const int64_t count = std::min(piece, total - first);
-      converter.convert(tensor.data() + first * src_size, converted_.data(), count, first);
-      tensor.file->release(tensor.offset + static_cast<uint64_t>(first * src_size),
-                           static_cast<uint64_t>(count * src_size));
+      converter.convert(tensor.read(first, count, gathered_), converted_.data(), count, first);
+      tensor.release(first, count);
       use(converted_.data(), count);
     }
   }
@@ -115,6 +114,7 @@ class EngineWriter {
   Progress& progress_;
   std::optional<Xxh3> hash_;  // of the tensor being written
   // Kept between tensors: their pages are touched once.
+  std::vector<std::byte> gathered_;
   std::vector<char> converted_;
   std::vector<char> whole_;
   std::vector<char> packed_;

@@ -77,9 +77,10 @@ uint64_t write_slice(const ResolvedWeight& weight, const WeightSlice& slice, DTy
       dst_size));
   ValueConverter converter(fmt::format("{}: {}", tensor.file->path(), tensor.name), tensor.dtype,
                            dtype);
+  std::vector<std::byte> scratch;
   for (int64_t row = slice.row_begin; row < slice.row_end; row += rows_at_once) {
     const int64_t num_rows = std::min(rows_at_once, slice.row_end - row);
-    const std::byte* src = tensor.data() + row * row_bytes;
+    const std::byte* src = tensor.read(row * slice.row_size, num_rows * slice.row_size, scratch);
     if (slice.has_whole_rows()) {
       converter.convert(src, out.data(), num_rows * columns, row * slice.row_size);
     } else {
@@ -93,8 +94,7 @@ uint64_t write_slice(const ResolvedWeight& weight, const WeightSlice& slice, DTy
       }
     }
     file.write(out.data(), static_cast<size_t>(num_rows * columns * dst_size));
-    tensor.file->release(tensor.offset + static_cast<uint64_t>(row * row_bytes),
-                         static_cast<uint64_t>(num_rows * row_bytes));
+    tensor.release(row * slice.row_size, num_rows * slice.row_size);
     progress.add(static_cast<uint64_t>(num_rows * columns * dst_size));
   }
   const std::vector<char> zeros(static_cast<size_t>(columns * dst_size), '\0');

@@ -56,16 +56,23 @@ class Linter {
     if (weights.has_own_head && dir_.config.tie_word_embeddings) {
       add(LintSeverity::kWarning, "tied-head-differs",
           "tie_word_embeddings is true but the stored lm_head.weight differs from wte.weight; the "
-          "stored one is used, transformers would use wte; delete lm_head.weight or set "
-          "tie_word_embeddings to false");
+          "stored one is used, as transformers 5 does; set tie_word_embeddings to false, or delete "
+          "lm_head.weight if the model was trained tied");
     } else if (weights.has_stored_head && !weights.has_own_head) {
       add(LintSeverity::kNote, "tied-head-stored",
           "lm_head.weight is stored and equals wte.weight; convert leaves it out");
     }
     if (!weights.skipped.empty()) {
       add(LintSeverity::kNote, "stored-masks",
-          "{} stored tensors are causal masks, not weights (first: {}); convert leaves them out",
+          "{} stored tensors are masks or positions, not weights (first: {}); convert leaves them "
+          "out",
           weights.skipped.size(), printable(weights.skipped.front()));
+    }
+    if (!weights.other_heads.empty()) {
+      add(LintSeverity::kNote, "other-heads",
+          "{} stored tensors belong to other heads than the language model's (first: {}); they are "
+          "not run and convert leaves them out",
+          weights.other_heads.size(), printable(weights.other_heads.front()));
     }
     for (const ResolvedWeight& weight : weights.weights) {
       const DType dtype = weight.tensor->dtype;

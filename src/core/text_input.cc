@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 
 #include "core/error.h"
 #include "core/json.h"
@@ -24,7 +23,7 @@ void read_block(int fd, const std::string& path, std::string& block) {
   while (size < block.size()) {
     const ssize_t n = ::read(fd, block.data() + size, block.size() - size);
     if (n < 0 && errno == EINTR) continue;
-    CARAVAN_CHECK_CODE(n >= 0, kIo, "{}: read failed: {}", path, std::strerror(errno));
+    CARAVAN_CHECK_OS(n >= 0, "{}: read failed", path);
     if (n == 0) break;
     size += static_cast<size_t>(n);
     // A terminal or a pipe gives what it has: the first line must not wait for the last.
@@ -58,8 +57,7 @@ class TextInput::Gzip {
 
 TextInput::TextInput(const std::string& path) : path_(path) {
   fd_ = path == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-  CARAVAN_CHECK_CODE(fd_ >= 0 || errno != ENOENT, kNotFound, "{}: no such file", path);
-  CARAVAN_CHECK_CODE(fd_ >= 0, kIo, "{}: cannot open: {}", path, std::strerror(errno));
+  CARAVAN_CHECK_OS(fd_ >= 0, "{}: cannot open", path);
 }
 
 TextInput::~TextInput() {

@@ -22,6 +22,7 @@ constexpr size_t kMaxConfigBytes = size_t{64} << 20;  // an engine's tensor tabl
 constexpr int64_t kMaxTokenId = std::numeric_limits<int32_t>::max();
 // GPT2Config's default for bos_token_id and eos_token_id: "<|endoftext|>" of GPT-2's vocabulary.
 constexpr int64_t kDefaultTokenId = 50256;
+constexpr std::array kTokenIdFields = {"eos_token_id", "bos_token_id", "pad_token_id"};
 
 // Fields that are read below.
 constexpr std::array kReadFields = {"activation_function",
@@ -66,6 +67,7 @@ constexpr std::array kHarmlessFields = {"_attn_implementation",
                                         "begin_suppress_tokens",
                                         "caravan",
                                         "chunk_size_feed_forward",
+                                        "classifier_dropout",
                                         "cls_token_id",
                                         "cross_attention_hidden_size",
                                         "decoder_start_token_id",
@@ -85,11 +87,14 @@ constexpr std::array kHarmlessFields = {"_attn_implementation",
                                         "keys_to_ignore_at_inference",
                                         "label2id",
                                         "length_penalty",
+                                        "loss_type",
                                         "low_memory",
                                         "mask_token_id",
                                         "max_length",
                                         "max_new_tokens",
                                         "min_length",
+                                        "model_max_length",
+                                        "n_special",
                                         "no_repeat_ngram_size",
                                         "num_beam_groups",
                                         "num_beams",
@@ -99,6 +104,7 @@ constexpr std::array kHarmlessFields = {"_attn_implementation",
                                         "output_hidden_states",
                                         "output_past",
                                         "output_scores",
+                                        "padding_side",
                                         "predict_special_tokens",
                                         "prefix",
                                         "problem_type",
@@ -167,6 +173,33 @@ int64_t size_field(const JsonFields& fields, std::string_view name, std::string_
   return value ? *value : other.value_or(fallback);
 }
 
+// Classes of transformers whose checkpoints hold GPT-2's language model: GPT2LMHeadModel reads them
+// all and leaves other heads out. TF and Flax save the same configuration.
+constexpr std::array kArchitectures = {"GPT2LMHeadModel",
+                                       "GPT2Model",
+                                       "GPT2DoubleHeadsModel",
+                                       "GPT2ForSequenceClassification",
+                                       "GPT2ForTokenClassification",
+                                       "GPT2ForQuestionAnswering",
+                                       "TFGPT2LMHeadModel",
+                                       "FlaxGPT2LMHeadModel"};
+
+// The first name of `architectures` that is known.
+void choose_architecture(const boost::json::array& names, const JsonFields& fields,
+                         const std::string& where, ModelConfig& config) {
+  for (const boost::json::value& name : names) {
+    if (!name.is_string()) fields.fail("architectures", "an array of strings");
+  }
+  const auto known = std::find_if(names.begin(), names.end(), [](const boost::json::value& name) {
+    return contains(kArchitectures, name.get_string());
+  });
+  CARAVAN_CHECK_CODE(known != names.end(), kUnsupported,
+                     "{}: architectures: got {} names, the first \"{}\", expected "
+                     "GPT2LMHeadModel or another GPT-2 of transformers",
+                     where, names.size(), printable(names[0].get_string()));
+  config.architecture = std::string(known->get_string());
+}
+
 void check_architecture(const boost::json::object& object, const JsonFields& fields,
                         const std::string& where, ModelConfig& config) {
   const std::optional<std::string> model_type = fields.optional_string("model_type");
@@ -174,23 +207,20 @@ void check_architecture(const boost::json::object& object, const JsonFields& fie
                      "{}: model_type: got \"{}\", expected \"gpt2\"", where,
                      printable(*model_type));
   const boost::json::value* architectures = fields.find("architectures");
-  if (architectures == nullptr || is_off(*architectures)) {
-    if (!model_type) fields.fail("model_type", "\"gpt2\"");
-    return;
+  if (architectures != nullptr && !is_off(*architectures)) {
+    if (!architectures->is_array()) fields.fail("architectures", "an array of strings");
+    return choose_architecture(architectures->get_array(), fields, where, config);
   }
-  if (!architectures->is_array()) fields.fail("architectures", "an array of strings");
-  const boost::json::array& names = object.at("architectures").get_array();
-  if (!names[0].is_string()) fields.fail("architectures", "an array of strings");
-  config.architecture = std::string(names[0].get_string());
-  CARAVAN_CHECK_CODE(names.size() == 1 && (config.architecture == "GPT2LMHeadModel" ||
-                                           config.architecture == "GPT2Model"),
-                     kUnsupported,
-                     "{}: architectures: got {} names, the first \"{}\", expected GPT2LMHeadModel "
-                     "or GPT2Model alone",
-                     where, names.size(), printable(config.architecture));
+  // Configurations of 2019 and 2020 have neither; GPT-2's own names of the sizes tell.
+  const bool has_sizes =
+      object.contains("n_embd") && object.contains("n_layer") && object.contains("n_head");
+  CARAVAN_CHECK_CODE(model_type || has_sizes, kUnsupported,
+                     "{}: neither model_type nor architectures, and no n_embd, n_layer and n_head: "
+                     "if this is a GPT-2, add \"model_type\": \"gpt2\"",
+                     where);
 }
 
-DType checkpoint_dtype(const JsonFields& fields) {
+DType checkpoint_dtype(const JsonFields& fields, const std::string& where) {
   // transformers 4.56 renamed torch_dtype to dtype.
   std::optional<DType> result;
   for (const char* field : {"torch_dtype", "dtype"}) {
@@ -202,14 +232,15 @@ DType checkpoint_dtype(const JsonFields& fields) {
       fields.fail(field, "float64, float32, float16 or bfloat16");
     }
     if (result && *result != *dtype) {
-      fields.fail(field, fmt::format("\"{}\", the value of torch_dtype", dtype_name(*result)));
+      log_warning("{}: torch_dtype is {} and dtype {}; dtype counts", where, dtype_name(*result),
+                  dtype_name(*dtype));
     }
     result = dtype;
   }
   return result.value_or(DType::kF32);
 }
 
-// nullopt when absent; empty when null, -1 or []. Ids outside the vocabulary can never be
+// nullopt when absent; empty when null, negative or []. Ids outside the vocabulary can never be
 // produced: they are dropped, because many small checkpoints carry GPT-2's 50256 by inheritance.
 std::optional<std::vector<int32_t>> token_ids(const boost::json::object& object,
                                               const JsonFields& fields, const char* field,
@@ -220,7 +251,7 @@ std::optional<std::vector<int32_t>> token_ids(const boost::json::object& object,
   std::vector<int32_t> ids;
   const auto add = [&](const boost::json::value& v) {
     const int64_t* id = v.if_int64();
-    if (id == nullptr || *id < -1 || *id > kMaxTokenId) {
+    if (id == nullptr || *id > kMaxTokenId) {
       fields.fail(field,
                   accept_list ? "a token id, a list of token ids or null" : "a token id or null");
     }
@@ -239,18 +270,18 @@ std::optional<std::vector<int32_t>> token_ids(const boost::json::object& object,
   return ids;
 }
 
-void read_token_ids(const boost::json::object& object, const std::string& where,
-                    ModelConfig& config) {
+void read_token_id(const boost::json::object& object, const char* field, const std::string& where,
+                   ModelConfig& config) {
   const JsonFields fields(object, where);
-  const auto ids = [&](const char* field, bool accept_list) {
-    return token_ids(object, fields, field, accept_list, config.vocab_size, where);
-  };
-  if (auto eos = ids("eos_token_id", true)) config.eos_token_ids = *std::move(eos);
-  if (auto bos = ids("bos_token_id", false)) {
-    config.bos_token_id = bos->empty() ? -1 : bos->front();
-  }
-  if (auto pad = ids("pad_token_id", false)) {
-    config.pad_token_id = pad->empty() ? -1 : pad->front();
+  const bool is_eos = std::string_view(field) == "eos_token_id";
+  auto ids = token_ids(object, fields, field, is_eos, config.vocab_size, where);
+  if (!ids) return;
+  if (is_eos) {
+    config.eos_token_ids = *std::move(ids);
+  } else {
+    int32_t& id =
+        std::string_view(field) == "bos_token_id" ? config.bos_token_id : config.pad_token_id;
+    id = ids->empty() ? -1 : ids->front();
   }
 }
 
@@ -259,6 +290,25 @@ boost::json::object parse_object(std::string_view json, const std::string& where
   CARAVAN_CHECK_CODE(root.is_object(), kCorrupt, "{}: got {}, expected a JSON object", where,
                      json_text(root));
   return std::move(root.get_object());
+}
+
+// What generation_config.json says of token ids. It holds defaults and no part of the model: a file
+// that is not JSON, and a field of the wrong type, leave config.json's ids as they are.
+void read_generation_config(const std::string& path, ModelConfig& config) {
+  boost::json::object object;
+  try {
+    object = parse_object(read_text_file(path, kMaxConfigBytes), path);
+  } catch (const Error& error) {
+    log_warning("{}; the file is ignored", error.what());
+    return;
+  }
+  for (const char* field : kTokenIdFields) {
+    try {
+      read_token_id(object, field, path, config);
+    } catch (const Error& error) {
+      log_warning("{}; the field is ignored", error.what());
+    }
+  }
 }
 
 }  // namespace
@@ -324,12 +374,12 @@ ModelConfig parse_model_config(std::string_view json, const std::string& where) 
   config.scale_attn_by_inverse_layer_idx = fields.boolean("scale_attn_by_inverse_layer_idx", false);
   config.reorder_and_upcast_attn = fields.boolean("reorder_and_upcast_attn", false);
   config.tie_word_embeddings = fields.boolean("tie_word_embeddings", true);
-  config.torch_dtype = checkpoint_dtype(fields);
+  config.torch_dtype = checkpoint_dtype(fields, where);
   if (kDefaultTokenId < config.vocab_size) {
     config.eos_token_ids = {static_cast<int32_t>(kDefaultTokenId)};
     config.bos_token_id = static_cast<int32_t>(kDefaultTokenId);
   }
-  read_token_ids(object, where, config);
+  for (const char* field : kTokenIdFields) read_token_id(object, field, where, config);
   return config;
 }
 
@@ -338,8 +388,7 @@ ModelConfig load_model_config(const std::string& directory) {
   ModelConfig config = parse_model_config(read_text_file(path, kMaxConfigBytes), path);
   const std::string generation_path = directory + "/generation_config.json";
   if (path_exists(generation_path)) {
-    read_token_ids(parse_object(read_text_file(generation_path, kMaxConfigBytes), generation_path),
-                   generation_path, config);
+    read_generation_config(generation_path, config);
   }
   return config;
 }

@@ -48,7 +48,8 @@ struct ModelConfig {
   int64_t num_parameters() const;
 };
 
-/// Reads and checks config.json (and generation_config.json beside it, if there).
+/// Reads and checks config.json, and the token ids of generation_config.json beside it, if there;
+/// what is wrong with that one is a warning.
 /// Errors: kNotFound; kCorrupt for a field of the wrong type or range; kUnsupported for another
 /// architecture, for add_cross_attention, and for an unknown field that could change the result.
 /// Each message names the file, the field, what was found and what was expected.

@@ -8,21 +8,9 @@
 #include <vector>
 
 #include "core/mapped_file.h"
-#include "core/tensor.h"
+#include "format/stored_tensor.h"
 
 namespace caravan {
-
-/// Where one stored tensor lies. Contiguous row-major, little endian.
-struct StoredTensor {
-  std::string name;
-  DType dtype = DType::kF32;
-  Shape shape;
-  const MappedFile* file = nullptr;  // owned by the TensorSource
-  uint64_t offset = 0;               // in the file
-  uint64_t num_bytes() const;
-  /// The mapped bytes; not necessarily aligned for the dtype.
-  const std::byte* data() const { return file->data() + offset; }
-};
 
 /// Tensor name -> shard file of a model.safetensors.index.json or pytorch_model.bin.index.json.
 /// Shards are plain file names: no path separators, no leading dot. Errors: kCorrupt.
@@ -32,7 +20,8 @@ std::map<std::string, std::string> parse_weight_index(std::string_view json,
 /// The tensors of a Hugging Face, checkpoint or engine directory, whatever files they lie in:
 /// model.safetensors, model.safetensors.index.json + shards, pytorch_model.bin (zip or legacy
 /// pickle), pytorch_model.bin.index.json + shards. Files are mapped, never read whole; no code in
-/// them is executed. Names are as stored.
+/// them is executed. Names are as stored; what training code changed in them or in the matrices of
+/// a Hugging Face directory is undone (undo_training_form).
 class TensorSource {
  public:
   /// Prefers safetensors over .bin. Errors: kNotFound when no weights are there; kCorrupt with one

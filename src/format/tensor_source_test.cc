@@ -178,9 +178,9 @@ TEST_F(WeightSpecFileTest, MasksOfEveryFormAreSkippedAndBiasesAreNot) {
             (std::set<std::string>{"h.0.attn.bias", "h.1.attn.masked_bias", "h.7.attn.bias",
                                    "transformer.h.0.attn.masked_bias"}));
   EXPECT_EQ(resolved.weights.size(), tensors_.size() - 4);
-  tensors_.push_back({"h.2.attn.bias", DType::kF32, {12}});  // not a mask: [1,1,n,n] is one
+  tensors_.push_back({"h.2.attn.bias", DType::kF32, {12}});  // not a mask: [n,n] is one
   EXPECT_EQ(message(),
-            "corrupt file: model: 1 tensors have no place in GPT-2 with 1 layers: h.2.attn.bias");
+            "unsupported: model: 1 tensors have no place in GPT-2 with 1 layers: h.2.attn.bias");
 }
 
 TEST_F(WeightSpecFileTest, StoredHeadIsComparedWithTheEmbedding) {
@@ -200,6 +200,47 @@ TEST_F(WeightSpecFileTest, StoredHeadIsComparedWithTheEmbedding) {
     EXPECT_TRUE(own.has_own_head);
     EXPECT_EQ(own.weights.back().spec.role, WeightRole::kHead);
   }
+}
+
+TEST_F(WeightSpecFileTest, ATiedHeadAloneIsTheEmbedding) {
+  named("wte.weight").name = "lm_head.weight";
+  const ResolvedWeights resolved = resolve();
+  EXPECT_EQ(resolved.weights.front().spec.name, "wte.weight");
+  EXPECT_EQ(resolved.weights.front().tensor->name, "lm_head.weight");
+  EXPECT_FALSE(resolved.has_own_head);
+  EXPECT_FALSE(resolved.has_stored_head);
+  config_.tie_word_embeddings = false;
+  EXPECT_EQ(message(), "corrupt file: model: 1 of 17 tensors are missing: wte.weight");
+}
+
+TEST_F(WeightSpecFileTest, OtherHeadsAreLeftOutAndStrangersAreNot) {
+  for (const char* name :
+       {"v_head.summary.weight", "transformer.score.weight", "classifier.bias", "qa_outputs.bias",
+        "multiple_choice_head.summary.weight", "h.0.crossattention.q_attn.weight",
+        "transformer.h.0.ln_cross_attn.bias"}) {
+    tensors_.push_back({name, DType::kF32, {4}});
+  }
+  tensors_.push_back({"transformer.position_ids", DType::kI64, {1, 6}});
+  const ResolvedWeights resolved = resolve();
+  EXPECT_EQ(resolved.other_heads.size(), 7u);
+  EXPECT_EQ(resolved.skipped, std::vector<std::string>{"transformer.position_ids"});
+  for (const char* name : {"h.0.attn.c_attn.lora_A.weight", "lm_head.bias", "scores", "v_heads.x",
+                           "h.0.attn.rotary.bias", "h.1.ln_1.weight", "head.weight"}) {
+    tensors_.push_back({name, DType::kF32, {4}});
+    EXPECT_EQ(message(), fmt::format("unsupported: model: 1 tensors have no place in GPT-2 with 1 "
+                                     "layers: {}",
+                                     name));
+    tensors_.pop_back();
+  }
+}
+
+TEST_F(WeightSpecFileTest, APrefixOfSomeNamesIsNamed) {
+  for (SafetensorsWriter::Spec& tensor : tensors_) {
+    if (tensor.name != "ln_f.bias") tensor.name = "backbone." + tensor.name;
+  }
+  EXPECT_NE(message().find("; all names must have the same prefix: strip \"backbone.\""),
+            std::string::npos)
+      << message();
 }
 
 TEST_F(WeightSpecFileTest, UntiedModelsNeedAHead) {

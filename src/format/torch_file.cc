@@ -1,5 +1,6 @@
 #include "format/torch_file.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <map>
@@ -7,6 +8,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "core/log.h"
 #include "format/torch_pickle.h"
 #include "format/zip_directory.h"
 
@@ -33,10 +35,13 @@ struct Storage {
 };
 using Storages = std::map<std::string_view, Storage>;
 
-// Every storage that the state dict refers to, by key.
+bool is_dict(const PickleObject& object) {
+  return object.kind == Kind::kDict || object.kind == Kind::kOrderedDict;
+}
+
+// Every storage that the pickle refers to, by key.
 Storages collect_storages(const Pickle& pickle, const std::string& where) {
-  const Kind root = pickle[pickle.root].kind;
-  CARAVAN_CHECK_CODE(root == Kind::kDict || root == Kind::kOrderedDict, kUnsupported,
+  CARAVAN_CHECK_CODE(is_dict(pickle[pickle.root]), kUnsupported,
                      "{}: the saved object is not a dict of tensors", where);
   Storages storages;
   for (const PickleObject& object : pickle.objects) {
@@ -57,30 +62,109 @@ Storages collect_storages(const Pickle& pickle, const std::string& where) {
   return storages;
 }
 
-// The root is a dict; its storages are located.
-std::vector<TorchTensor> collect_tensors(const Pickle& pickle, const Storages& storages,
-                                         const std::string& where) {
+// Under which key training code puts the state dict: nanoGPT and many others; Lightning;
+// PyTorch's tutorials; DeepSpeed.
+constexpr std::array<std::string_view, 4> kStateDictKeys = {"model", "state_dict",
+                                                            "model_state_dict", "module"};
+
+// The root, or in a training checkpoint the dict in it that holds the model's tensors.
+const PickleObject& state_dict_of(const Pickle& pickle, const std::string& where) {
   const PickleObject& root = pickle[pickle.root];
-  std::vector<TorchTensor> tensors;
-  std::set<std::string_view> names;
+  const PickleObject* inner = nullptr;
+  std::string_view inner_key;
   for (size_t i = 0; i < root.items.size(); i += 2) {
     const PickleObject& key = pickle[root.items[i]];
     const PickleObject& value = pickle[root.items[i + 1]];
+    if (key.kind != Kind::kString || !is_dict(value) ||
+        std::find(kStateDictKeys.begin(), kStateDictKeys.end(), key.text) == kStateDictKeys.end()) {
+      continue;
+    }
+    CARAVAN_CHECK_CODE(inner == nullptr, kUnsupported,
+                       "{}: a training checkpoint with both \"{}\" and \"{}\": save the state dict "
+                       "that is meant alone",
+                       where, inner_key, key.text);
+    inner = &value;
+    inner_key = key.text;
+  }
+  if (inner == nullptr) return root;
+  log_info("{}: a training checkpoint; its \"{}\" is read", where, inner_key);
+  return *inner;
+}
+
+// "4,1"
+std::string numbers_text(const Pickle& pickle, const std::vector<uint32_t>& items) {
+  std::string text;
+  for (const uint32_t item : items) {
+    text += fmt::format("{}{}", text.empty() ? "" : ",", pickle[item].integer);
+  }
+  return text;
+}
+
+// `value`, a tensor of the state dict; `name` is printable.
+TorchTensor located_tensor(const Pickle& pickle, const PickleObject& value,
+                           const Storages& storages, const std::string& name,
+                           const std::string& where) {
+  const std::vector<uint32_t>& size_items = pickle[value.items[1]].items;
+  const std::vector<uint32_t>& stride_items = pickle[value.items[2]].items;
+  CARAVAN_CHECK_CODE(size_items.size() <= Shape::kMaxRank, kUnsupported,
+                     "{}: {}: a tensor of {} dimensions, at most {} are supported", where, name,
+                     size_items.size(), int{Shape::kMaxRank});
+  Strides sizes{};
+  Strides strides{};
+  const auto element_size = static_cast<int64_t>(dtype_size(value.dtype));
+  int64_t num_bytes = element_size;
+  for (size_t d = 0; d < size_items.size(); ++d) {
+    sizes[d] = pickle[size_items[d]].integer;
+    strides[d] = pickle[stride_items[d]].integer;
+    CARAVAN_CHECK_CODE(!__builtin_mul_overflow(num_bytes, sizes[d], &num_bytes), kCorrupt,
+                       "{}: {}: its bytes do not fit in 63 bits", where, name);
+  }
+  const Storage& storage = storages.at(value.text);
+  int64_t end = value.integer;  // the element after the last
+  bool fits = end >= 0;
+  for (size_t d = 0; fits && num_bytes != 0 && d < size_items.size(); ++d) {
+    int64_t reach;
+    fits = !__builtin_mul_overflow(sizes[d] - 1, strides[d], &reach) &&
+           !__builtin_add_overflow(end, reach, &end);
+  }
+  fits = fits && (num_bytes == 0 || !__builtin_add_overflow(end, 1, &end));
+  const Shape shape = Shape::from(sizes.data(), size_items.size());
+  CARAVAN_CHECK_CODE(fits && end <= storage.num_elements, kCorrupt,
+                     "{}: {}: {} at offset {} with strides [{}] exceeds its storage of {} elements",
+                     where, name, shape.to_string(), value.integer,
+                     numbers_text(pickle, stride_items), storage.num_elements);
+  return {"", value.dtype, shape,
+          storage.offset + static_cast<uint64_t>(value.integer * element_size),
+          meaningful_strides(shape, strides)};
+}
+
+// The root is a dict; its storages are located.
+std::vector<TorchTensor> collect_tensors(const Pickle& pickle, const Storages& storages,
+                                         const std::string& where) {
+  const PickleObject& dict = state_dict_of(pickle, where);
+  std::vector<TorchTensor> tensors;
+  std::set<std::string_view> names;
+  std::string other;  // the first name of something else
+  for (size_t i = 0; i < dict.items.size(); i += 2) {
+    const PickleObject& key = pickle[dict.items[i]];
+    const PickleObject& value = pickle[dict.items[i + 1]];
     CARAVAN_CHECK_CODE(key.kind == Kind::kString, kUnsupported,
                        "{}: key {} of the saved dict is not a string", where, i / 2);
-    CARAVAN_CHECK_CODE(value.kind == Kind::kTensor, kUnsupported,
-                       "{}: {}: not a tensor; save the state dict alone", where,
-                       printable(key.text));
+    const std::string name = printable(key.text);
+    if (value.kind != Kind::kTensor) {
+      if (other.empty()) other = name;
+      continue;
+    }
     CARAVAN_CHECK_CODE(names.insert(key.text).second, kCorrupt, "{}: {}: appears twice", where,
-                       printable(key.text));
-    std::array<int64_t, Shape::kMaxRank> sizes{};
-    const std::vector<uint32_t>& size_items = pickle[value.items[1]].items;
-    for (size_t j = 0; j < size_items.size(); ++j) sizes[j] = pickle[size_items[j]].integer;
-    const Storage& storage = storages.at(value.text);
-    const uint64_t begin = static_cast<uint64_t>(value.integer) * dtype_size(value.dtype);
-    tensors.push_back({std::string(key.text), value.dtype,
-                       Shape::from(sizes.data(), size_items.size()), storage.offset + begin});
+                       name);
+    tensors.push_back(located_tensor(pickle, value, storages, name, where));
+    tensors.back().name = std::string(key.text);
   }
+  // A counter or a version among the tensors changes nothing; without any tensor it is another
+  // file.
+  CARAVAN_CHECK_CODE(other.empty() || !tensors.empty(), kUnsupported,
+                     "{}: {}: not a tensor; save the state dict alone", where, other);
+  if (!other.empty()) log_warning("{}: {}: not a tensor; left out", where, other);
   return tensors;
 }
 

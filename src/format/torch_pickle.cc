@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/keyed_hash.h"
+#include "core/tensor.h"
 
 namespace caravan {
 
@@ -18,18 +19,22 @@ constexpr size_t kMaxOpcodes = size_t{1} << 20;  // camel-5b in one piece needs 
 constexpr size_t kMaxStack = size_t{1} << 18;
 constexpr size_t kMaxGlobalName = 128;
 constexpr size_t kMaxIntegerBytes = 8;
-// torch numbers them. Each use of one is a look-up, whose time grows with its length.
-constexpr size_t kMaxStorageKey = 64;
+constexpr size_t kMaxStorageKey = 64;  // torch writes "0", "1", ... or, in old files, an address
 
 enum Opcode : uint8_t {
   kMark = '(',
   kStop = '.',
+  kBinbytes = 'B',
+  kShortBinbytes = 'C',
+  kBinfloat = 'G',
   kBinint = 'J',
   kBinint1 = 'K',
   kBinint2 = 'M',
   kNone = 'N',
   kBinpersid = 'Q',
   kReduce = 'R',
+  kBinstring = 'T',
+  kShortBinstring = 'U',
   kBinunicode = 'X',
   kAppend = 'a',
   kBuild = 'b',
@@ -52,51 +57,35 @@ enum Opcode : uint8_t {
   kNewtrue = 0x88,
   kNewfalse = 0x89,
   kLong1 = 0x8a,
+  kLong4 = 0x8b,
   kShortBinunicode = 0x8c,
+  kBinunicode8 = 0x8d,
+  kBinbytes8 = 0x8e,
+  kEmptySet = 0x8f,
+  kAdditems = 0x90,
+  kFrozenset = 0x91,
   kStackGlobal = 0x93,
   kMemoize = 0x94,
   kFrame = 0x95,
+  kBytearray8 = 0x96,
 };
 
 struct RefusedOpcode {
   uint8_t code;
   const char* name;
 };
-constexpr std::array<RefusedOpcode, 34> kRefusedOpcodes = {{
-    {'0', "POP"},
-    {'1', "POP_MARK"},
-    {'2', "DUP"},
-    {'B', "BINBYTES"},
-    {'C', "SHORT_BINBYTES"},
-    {'F', "FLOAT"},
-    {'G', "BINFLOAT"},
-    {'I', "INT"},
-    {'L', "LONG"},
-    {'P', "PERSID"},
-    {'S', "STRING"},
-    {'T', "BINSTRING"},
-    {'U', "SHORT_BINSTRING"},
-    {'V', "UNICODE"},
-    {'d', "DICT"},
-    {'g', "GET"},
-    {'i', "INST"},
-    {'l', "LIST"},
-    {'o', "OBJ"},
-    {'p', "PUT"},
-    {0x81, "NEWOBJ"},
-    {0x82, "EXT1"},
-    {0x83, "EXT2"},
-    {0x84, "EXT4"},
-    {0x8b, "LONG4"},
-    {0x8d, "BINUNICODE8"},
-    {0x8e, "BINBYTES8"},
-    {0x8f, "EMPTY_SET"},
-    {0x90, "ADDITEMS"},
-    {0x91, "FROZENSET"},
-    {0x92, "NEWOBJ_EX"},
-    {0x96, "BYTEARRAY8"},
-    {0x97, "NEXT_BUFFER"},
-    {0x98, "READONLY_BUFFER"},
+constexpr std::array<RefusedOpcode, 22> kRefusedOpcodes = {{
+    {'0', "POP"},          {'1', "POP_MARK"},
+    {'2', "DUP"},          {'F', "FLOAT"},
+    {'I', "INT"},          {'L', "LONG"},
+    {'P', "PERSID"},       {'S', "STRING"},
+    {'V', "UNICODE"},      {'d', "DICT"},
+    {'g', "GET"},          {'i', "INST"},
+    {'l', "LIST"},         {'o', "OBJ"},
+    {'p', "PUT"},          {0x81, "NEWOBJ"},
+    {0x82, "EXT1"},        {0x83, "EXT2"},
+    {0x84, "EXT4"},        {0x92, "NEWOBJ_EX"},
+    {0x97, "NEXT_BUFFER"}, {0x98, "READONLY_BUFFER"},
 }};
 
 struct StorageType {
@@ -114,14 +103,26 @@ constexpr std::array<StorageType, 10> kStorageTypes = {{{"DoubleStorage", DType:
                                                         {"ByteStorage", DType::kU8},
                                                         {"BoolStorage", DType::kBool}}};
 
-enum Function : int64_t { kOrderedDictType, kRebuildTensor, kRebuildParameter };
+// What REDUCE makes of the arguments of a global. kPlainValue is a value without a state of its
+// own that the hyperparameters of a training checkpoint hold; it is never made.
+enum Function : int64_t { kOrderedDictType, kRebuildTensor, kRebuildParameter, kPlainValue };
 struct FunctionName {
   std::string_view module;
   std::string_view name;
+  Function function;
 };
-constexpr std::array<FunctionName, 3> kFunctions = {{{"collections", "OrderedDict"},
-                                                     {"torch._utils", "_rebuild_tensor_v2"},
-                                                     {"torch._utils", "_rebuild_parameter"}}};
+constexpr std::array<FunctionName, 11> kFunctions = {
+    {{"collections", "OrderedDict", kOrderedDictType},
+     {"torch._utils", "_rebuild_tensor_v2", kRebuildTensor},
+     {"torch._utils", "_rebuild_parameter", kRebuildParameter},
+     {"torch", "Size", kPlainValue},
+     {"torch", "device", kPlainValue},
+     {"_codecs", "encode", kPlainValue},   // bytes before protocol 3
+     {"__builtin__", "set", kPlainValue},  // protocol 2 names Python 2's module
+     {"__builtin__", "frozenset", kPlainValue},
+     {"__builtin__", "complex", kPlainValue},
+     {"builtins", "set", kPlainValue},
+     {"builtins", "complex", kPlainValue}}};
 
 class Machine {
  public:
@@ -159,6 +160,10 @@ class Machine {
     position_ += count;
     return result;
   }
+  void skip(size_t count) {
+    take(count);
+    push({.kind = Kind::kOther});
+  }
   // Little-endian, `count` bytes, count <= 8.
   uint64_t take_unsigned(size_t count) {
     const std::byte* bytes = take(count);
@@ -188,6 +193,7 @@ class Machine {
     pickle_.objects.push_back(std::move(object));
     push_index(static_cast<uint32_t>(pickle_.objects.size() - 1));
   }
+  void push_text(size_t count) { push({.kind = Kind::kString, .text = take_text(count)}); }
   void push_integer(int64_t value) { push({.kind = Kind::kInteger, .integer = value}); }
   // Objects above the last mark only: an opcode never reaches below it.
   uint32_t pop() {
@@ -213,6 +219,7 @@ class Machine {
   const PickleObject& at(uint32_t index) const { return pickle_.objects[index]; }
 
   void step(uint8_t opcode);
+  void push_long(size_t count);
   void push_tuple(size_t count);
   void add_items(const std::vector<uint32_t>& items, bool is_dict);
   void memo_put(uint64_t index);
@@ -220,9 +227,8 @@ class Machine {
   void push_global(std::string_view module, std::string_view name);
   void push_storage();
   void reduce();
-  void push_tensor(const std::vector<uint32_t>& arguments);
+  void push_tensor(const PickleObject& arguments);
   void build();
-  std::vector<int64_t> sizes_of(uint32_t tuple) const;
 
   std::span<const std::byte> bytes_;
   size_t position_;
@@ -231,7 +237,8 @@ class Machine {
   Pickle pickle_;
   std::vector<uint32_t> stack_;
   std::vector<size_t> marks_;  // stack sizes
-  KeyedMap<uint64_t, uint32_t> memo_;
+  std::vector<std::optional<uint32_t>> memo_;
+  uint64_t num_memoized_ = 0;
 };
 
 void Machine::step(uint8_t opcode) {
@@ -262,21 +269,37 @@ void Machine::step(uint8_t opcode) {
       return push_integer(static_cast<int64_t>(take_unsigned(1)));
     case kBinint2:
       return push_integer(static_cast<int64_t>(take_unsigned(2)));
-    case kLong1: {
-      const uint64_t count = take_unsigned(1);
-      if (count > kMaxIntegerBytes) {
-        unsupported(
-            fmt::format("an integer of {} bytes, at most {} are read", count, kMaxIntegerBytes));
-      }
-      const unsigned unused_bits = 64 - 8 * static_cast<unsigned>(count);
-      const uint64_t value = take_unsigned(count);
-      return push_integer(count == 0 ? 0
-                                     : static_cast<int64_t>(value << unused_bits) >> unused_bits);
-    }
-    case kBinunicode:
-      return push({.kind = Kind::kString, .text = take_text(take_unsigned(4))});
+    case kLong1:
+      return push_long(take_unsigned(1));
+    case kLong4:
+      return push_long(take_unsigned(4));
+    case kBinfloat:
+      return skip(8);
+    case kShortBinbytes:
+      return skip(take_unsigned(1));
+    case kBinbytes:
+      return skip(take_unsigned(4));
+    case kBinbytes8:
+    case kBytearray8:
+      return skip(take_unsigned(8));
+    case kShortBinstring:
     case kShortBinunicode:
-      return push({.kind = Kind::kString, .text = take_text(take_unsigned(1))});
+      return push_text(take_unsigned(1));
+    case kBinstring:
+    case kBinunicode:
+      return push_text(take_unsigned(4));
+    case kBinunicode8:
+      return push_text(take_unsigned(8));
+    case kEmptySet:
+      return push({.kind = Kind::kSet});
+    case kAdditems: {
+      pop_to_mark();
+      if (at(top()).kind != Kind::kSet) corrupt("items are added to something that is not a set");
+      return;
+    }
+    case kFrozenset:
+      pop_to_mark();
+      return push({.kind = Kind::kSet});
     case kEmptyTuple:
       return push({.kind = Kind::kTuple});
     case kEmptyList:
@@ -305,7 +328,7 @@ void Machine::step(uint8_t opcode) {
     case kLongBinput:
       return memo_put(take_unsigned(4));
     case kMemoize:
-      return memo_put(memo_.size());
+      return memo_put(num_memoized_);
     case kBinget:
       return memo_get(take_unsigned(1));
     case kLongBinget:
@@ -339,6 +362,13 @@ void Machine::step(uint8_t opcode) {
   corrupt(fmt::format("unknown opcode 0x{:02x}", opcode));
 }
 
+void Machine::push_long(size_t count) {
+  if (count > kMaxIntegerBytes) return skip(count);
+  const uint64_t value = take_unsigned(count);
+  const unsigned unused_bits = 64 - 8 * static_cast<unsigned>(count);
+  push_integer(count == 0 ? 0 : static_cast<int64_t>(value << unused_bits) >> unused_bits);
+}
+
 void Machine::push_tuple(size_t count) {
   PickleObject tuple{.kind = Kind::kTuple};
   tuple.items.resize(count);
@@ -359,12 +389,21 @@ void Machine::add_items(const std::vector<uint32_t>& items, bool is_dict) {
   target.items.insert(target.items.end(), items.begin(), items.end());
 }
 
-void Machine::memo_put(uint64_t index) { memo_[index] = top(); }
+// Picklers number the entries as they make them, so no index reaches the number of opcodes.
+void Machine::memo_put(uint64_t index) {
+  if (index >= kMaxOpcodes) {
+    unsupported(fmt::format("memo entry {}, expected less than {}", index, kMaxOpcodes));
+  }
+  if (index >= memo_.size()) memo_.resize(index + 1);
+  if (!memo_[index]) ++num_memoized_;
+  memo_[index] = top();
+}
 
 void Machine::memo_get(uint64_t index) {
-  const auto found = memo_.find(index);
-  if (found == memo_.end()) corrupt(fmt::format("memo entry {} was never stored", index));
-  push_index(found->second);
+  if (index >= memo_.size() || !memo_[index]) {
+    corrupt(fmt::format("memo entry {} was never stored", index));
+  }
+  push_index(*memo_[index]);
 }
 
 void Machine::push_global(std::string_view module, std::string_view name) {
@@ -373,13 +412,16 @@ void Machine::push_global(std::string_view module, std::string_view name) {
       if (name == type.name) return push({.kind = Kind::kStorageType, .dtype = type.dtype});
     }
   }
-  for (size_t i = 0; i < kFunctions.size(); ++i) {
-    if (module == kFunctions[i].module && name == kFunctions[i].name) {
-      return push({.kind = Kind::kFunction, .integer = static_cast<int64_t>(i)});
+  for (const FunctionName& function : kFunctions) {
+    if (module == function.module && name == function.name) {
+      return push({.kind = Kind::kFunction, .integer = function.function});
     }
   }
-  unsupported(fmt::format("the global {}.{} is not allowed in a checkpoint", printable(module),
-                          printable(name)));
+  if (module == "torch" && parse_dtype(name)) return push({.kind = Kind::kOther});
+  unsupported(
+      fmt::format("the global {}.{} is not allowed in a checkpoint; save the state dict alone: "
+                  "torch.save(model.state_dict(), ...)",
+                  printable(module), printable(name)));
 }
 
 // ("storage", type, key, location, number of elements[, None])
@@ -391,6 +433,10 @@ void Machine::push_storage() {
       item(1).kind != Kind::kStorageType || item(2).kind != Kind::kString ||
       item(3).kind != Kind::kString || item(4).kind != Kind::kInteger || item(4).integer < 0) {
     corrupt("a persistent id that is not (\"storage\", type, key, location, size)");
+  }
+  if (item(2).text.size() > kMaxStorageKey) {
+    unsupported(fmt::format("a storage key of {} bytes, at most {} are supported",
+                            item(2).text.size(), kMaxStorageKey));
   }
   if (id.items.size() == 6 && item(5).kind != Kind::kNone) {
     unsupported("a view of a storage; save the tensors with a newer torch");
@@ -412,72 +458,52 @@ void Machine::reduce() {
   if (function.kind != Kind::kFunction) {
     unsupported("REDUCE of something that is not an allowed function");
   }
-  const std::vector<uint32_t> items = arguments.items;  // push() may move the objects
   switch (function.integer) {
     case kOrderedDictType:
-      if (!items.empty()) unsupported("OrderedDict with arguments");
+      if (!arguments.items.empty()) unsupported("OrderedDict with arguments");
       return push({.kind = Kind::kOrderedDict});
     case kRebuildTensor:
-      return push_tensor(items);
-    default:
-      if (items.size() != 3 || at(items[0]).kind != Kind::kTensor) {
+      return push_tensor(arguments);
+    case kRebuildParameter:
+      if (arguments.items.size() != 3 || at(arguments.items[0]).kind != Kind::kTensor) {
         corrupt("_rebuild_parameter needs a tensor and two more arguments");
       }
-      return push_index(items[0]);
+      return push_index(arguments.items[0]);
+    default:
+      return push({.kind = Kind::kOther});
   }
 }
 
-std::vector<int64_t> Machine::sizes_of(uint32_t tuple) const {
-  if (at(tuple).kind != Kind::kTuple)
-    corrupt("_rebuild_tensor_v2 needs tuples of sizes and strides");
-  std::vector<int64_t> sizes;
-  for (const uint32_t index : at(tuple).items) {
-    if (at(index).kind != Kind::kInteger || at(index).integer < 0) {
-      corrupt("a tensor's size or stride is not a number from 0 on");
-    }
-    sizes.push_back(at(index).integer);
-  }
-  return sizes;
-}
-
-// _rebuild_tensor_v2(storage, offset, sizes, strides, requires_grad, backward_hooks[, metadata])
-void Machine::push_tensor(const std::vector<uint32_t>& arguments) {
-  if (arguments.size() < 6 || arguments.size() > 7 || at(arguments[0]).kind != Kind::kStorage ||
-      at(arguments[1]).kind != Kind::kInteger) {
+// _rebuild_tensor_v2(storage, offset, sizes, strides, requires_grad, backward_hooks[, metadata]).
+// Whether the elements lie inside the storage matters only for a tensor that is used: where it has
+// a name.
+void Machine::push_tensor(const PickleObject& arguments) {
+  const auto item = [&](size_t i) -> const PickleObject& { return at(arguments.items[i]); };
+  if (arguments.items.size() < 6 || arguments.items.size() > 7 || item(0).kind != Kind::kStorage ||
+      item(1).kind != Kind::kInteger) {
     corrupt("_rebuild_tensor_v2 needs a storage, an offset, sizes, strides and two more arguments");
   }
-  const PickleObject& storage = at(arguments[0]);
-  const int64_t offset = at(arguments[1]).integer;
-  const std::vector<int64_t> sizes = sizes_of(arguments[2]);
-  const std::vector<int64_t> strides = sizes_of(arguments[3]);
-  if (sizes.size() != strides.size()) corrupt("a tensor's sizes and strides differ in number");
-  if (sizes.size() > 4) {
-    unsupported(fmt::format("a tensor of {} dimensions, at most 4 are supported", sizes.size()));
-  }
-  int64_t count = 1;
-  for (const int64_t size : sizes) {
-    if (__builtin_mul_overflow(count, size, &count)) {
-      corrupt("a tensor's number of elements does not fit in 63 bits");
+  for (const size_t i : {2, 3}) {
+    if (item(i).kind != Kind::kTuple) {
+      corrupt("_rebuild_tensor_v2 needs tuples of sizes and strides");
+    }
+    if (item(i).items.size() > Shape::kMaxRank) continue;
+    for (const uint32_t index : item(i).items) {
+      if (at(index).kind != Kind::kInteger || at(index).integer < 0) {
+        corrupt("a tensor's size or stride is not a number from 0 on");
+      }
     }
   }
-  bool is_contiguous = true;
-  int64_t expected_stride = 1;  // a product of the last sizes: no overflow unless count is 0
-  for (size_t i = count == 0 ? 0 : sizes.size(); i-- > 0;) {
-    is_contiguous = is_contiguous && (sizes[i] == 1 || strides[i] == expected_stride);
-    expected_stride *= sizes[i];
+  if (item(2).items.size() != item(3).items.size()) {
+    corrupt("a tensor's sizes and strides differ in number");
   }
-  if (!is_contiguous) {
-    unsupported("a tensor that is not contiguous; save it with .contiguous()");
-  }
-  if (offset < 0 || offset > storage.integer || count > storage.integer - offset) {
-    corrupt(fmt::format("a tensor of {} elements at offset {} exceeds its storage of {}", count,
-                        offset, storage.integer));
-  }
-  push({.kind = Kind::kTensor,
-        .dtype = storage.dtype,
-        .integer = offset,
-        .text = storage.text,
-        .items = {arguments[0], arguments[2]}});
+  PickleObject tensor{.kind = Kind::kTensor,
+                      .dtype = item(0).dtype,
+                      .integer = item(1).integer,
+                      .text = item(0).text};
+  tensor.items.assign(arguments.items.begin(), arguments.items.begin() + 4);
+  tensor.items.erase(tensor.items.begin() + 1);  // the offset
+  push(std::move(tensor));
 }
 
 // state_dict()._metadata, the only state that is expected, holds versions of modules: dropped.

@@ -18,6 +18,7 @@ struct PickleObject {
     kNone,
     kBool,         // integer is 0 or 1
     kInteger,      // integer
+    kOther,        // a value that nothing here needs: a float, a long integer, bytes
     kString,       // text
     kTuple,        // items
     kList,         // items
@@ -25,8 +26,11 @@ struct PickleObject {
     kOrderedDict,  // the same
     kStorageType,  // dtype: torch.FloatStorage and its kin
     kFunction,     // integer is an index into the table of allowed functions
+    kSet,          // items are dropped
     kStorage,      // text is its key, dtype, integer is its number of elements
-    kTensor,       // items: storage, tuple of sizes; integer is the offset in elements; contiguous
+    kTensor,       // items: storage, sizes, strides (tuples of as many integers from 0 on, when at
+                   // most 4); text is the storage's key, integer the offset in elements. Nothing
+                   // else is checked.
   };
   Kind kind = Kind::kNone;
   DType dtype = DType::kF32;
@@ -44,9 +48,10 @@ struct Pickle {
 
 /// Runs the pickle that begins at `bytes[begin]` in a machine that knows tensors, storages,
 /// numbers, strings and containers; docs/formats.md lists its opcodes and globals. Nothing is
-/// imported or called. Memory is bounded by 2^20 opcodes, about 100 MB. `bytes` must outlive the
-/// result. Errors: kUnsupported for an opcode, global or call outside the list, named; kCorrupt for
-/// a pickle that breaks the format. Messages start "<where>: offset N: ", N counted from bytes[0].
+/// imported or called. Memory is bounded by 2^20 opcodes, about 100 MB; time is linear in the
+/// opcodes and the bytes. `bytes` must outlive the result. Errors: kUnsupported for an opcode,
+/// global or call outside the list, named; kCorrupt for a pickle that breaks the format. Messages
+/// start "<where>: offset N: ", N counted from bytes[0].
 Pickle run_pickle(std::span<const std::byte> bytes, size_t begin, const std::string& where);
 
 }  // namespace caravan

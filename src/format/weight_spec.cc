@@ -1,10 +1,11 @@
 #include "format/weight_spec.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <map>
 
 #include "core/error.h"
-#include "core/keyed_hash.h"
 #include "core/log.h"
 
 namespace caravan {
@@ -13,6 +14,7 @@ namespace {
 
 constexpr std::string_view kPrefix = "transformer.";
 constexpr std::string_view kHeadName = "lm_head.weight";
+constexpr std::string_view kEmbeddingName = "wte.weight";
 constexpr size_t kMaxNamesInMessage = 8;
 
 WeightSpec vector_spec(std::string name, int64_t size, WeightSplit split = WeightSplit::kNone) {
@@ -65,19 +67,39 @@ std::string_view canonical_name(std::string_view stored) {
   return stored;
 }
 
-// "h.<layer>.attn.bias" [1,1,n,n] and "h.<layer>.attn.masked_bias" (one element): buffers of old
-// transformers, the causal mask and the number that replaces masked scores. transformers itself
-// ignores them when it loads a checkpoint.
-bool is_stored_mask(std::string_view name, const StoredTensor& tensor) {
-  if (!name.starts_with("h.")) return false;
+// What follows "h.<layer>" in a name of a layer; empty for other names.
+std::string_view rest_of_layer_name(std::string_view name) {
+  if (!name.starts_with("h.")) return {};
   const size_t digits_end = name.find_first_not_of("0123456789", 2);
-  if (digits_end == 2 || digits_end == std::string_view::npos) return false;
+  if (digits_end == 2 || digits_end == std::string_view::npos) return {};
+  return name.substr(digits_end);
+}
+
+// Buffers that old versions of transformers stored and that it ignores when it loads: "attn.bias",
+// the causal mask ([n,n], mostly behind two dimensions of 1), "attn.masked_bias", the number that
+// replaces masked scores, and "position_ids".
+bool is_stored_buffer(std::string_view name, const StoredTensor& tensor) {
   const Shape& shape = tensor.shape;
-  const std::string_view rest = name.substr(digits_end);
+  if (name == "position_ids") return !is_floating(tensor.dtype);
+  const std::string_view rest = rest_of_layer_name(name);
   if (rest == ".attn.bias") {
-    return shape.rank() == 4 && shape[0] == 1 && shape[1] == 1 && shape[2] == shape[3];
+    const int rank = shape.rank();
+    return rank >= 2 && shape[rank - 1] == shape[rank - 2] &&
+           shape.num_elements() == shape[rank - 1] * shape[rank - 1];
   }
   return rest == ".attn.masked_bias" && shape.num_elements() == 1;
+}
+
+// Parts of other models around the same language model: TRL's value head, transformers'
+// classification, question answering and double heads, and the cross-attention of a decoder that
+// was cut out of an encoder-decoder. None of them is on the way to the logits of a GPT2LMHeadModel.
+bool is_other_head(std::string_view name) {
+  constexpr std::array<std::string_view, 5> kHeads = {"v_head.", "score.", "classifier.",
+                                                      "qa_outputs.", "multiple_choice_head."};
+  const std::string_view rest = rest_of_layer_name(name);
+  return rest.starts_with(".crossattention.") || rest.starts_with(".ln_cross_attn.") ||
+         std::any_of(kHeads.begin(), kHeads.end(),
+                     [&](std::string_view head) { return name.starts_with(head); });
 }
 
 // "a, b and 3 more".
@@ -102,24 +124,68 @@ void check_weight(const WeightSpec& spec, const StoredTensor& tensor, const std:
 
 // Compares in pieces and lets go of them: the embedding of a 5B model is 400 MB.
 bool have_equal_bytes(const StoredTensor& a, const StoredTensor& b) {
-  constexpr uint64_t kPiece = uint64_t{8} << 20;
+  constexpr int64_t kPiece = int64_t{4} << 20;  // elements
   if (a.dtype != b.dtype) return false;
-  if (a.file == b.file && a.offset == b.offset) return true;
-  const uint64_t num_bytes = a.num_bytes();
-  for (uint64_t at = 0; at < num_bytes; at += kPiece) {
-    const uint64_t count = std::min(kPiece, num_bytes - at);
-    if (std::memcmp(a.data() + at, b.data() + at, count) != 0) return false;
-    a.file->release(a.offset + at, count);
-    b.file->release(b.offset + at, count);
+  if (a.file == b.file && a.offset == b.offset && a.strides == b.strides) return true;
+  const int64_t total = a.shape.num_elements();
+  std::vector<std::byte> a_scratch, b_scratch;
+  for (int64_t at = 0; at < total; at += kPiece) {
+    const int64_t count = std::min(kPiece, total - at);
+    if (std::memcmp(a.read(at, count, a_scratch), b.read(at, count, b_scratch),
+                    static_cast<size_t>(count) * dtype_size(a.dtype)) != 0) {
+      return false;
+    }
+    a.release(at, count);
+    b.release(at, count);
   }
   return true;
+}
+
+using StoredByName = std::map<std::string_view, const StoredTensor*>;
+
+// By canonical name, without buffers and other heads.
+StoredByName weights_by_name(const TensorSource& source, const std::string& where,
+                             ResolvedWeights& resolved) {
+  StoredByName stored;
+  for (const StoredTensor& tensor : source.tensors()) {
+    const std::string_view name = canonical_name(tensor.name);
+    if (is_stored_buffer(name, tensor)) {
+      resolved.skipped.push_back(tensor.name);
+    } else if (is_other_head(name)) {
+      resolved.other_heads.push_back(tensor.name);
+    } else {
+      const auto [found, is_new] = stored.emplace(name, &tensor);
+      CARAVAN_CHECK_CODE(is_new, kCorrupt, "{}: both {} and {} are stored", where,
+                         printable(found->second->name), printable(tensor.name));
+    }
+  }
+  if (!resolved.other_heads.empty()) {
+    log_warning("{}: not parts of the language model, left out: {}", where,
+                list_names(resolved.other_heads));
+  }
+  return stored;
+}
+
+// "; without a place: ...", and what to do when the names differ from the missing ones by a prefix.
+std::string without_place(const std::vector<std::string>& missing,
+                          const std::vector<std::string>& unexpected) {
+  if (unexpected.empty()) return "";
+  std::string text = fmt::format("; without a place: {}", list_names(unexpected));
+  for (const std::string& name : unexpected) {
+    if (missing.empty() || !name.ends_with("." + missing.front())) continue;
+    text += fmt::format("; all names must have the same prefix: strip \"{}\"",
+                        printable(name.substr(0, name.size() - missing.front().size())));
+    break;
+  }
+  return text;
 }
 
 }  // namespace
 
 std::vector<WeightSpec> gpt2_weight_specs(const ModelConfig& config, bool has_own_head) {
   std::vector<WeightSpec> specs;
-  specs.push_back(vocabulary_spec("wte.weight", WeightRole::kTokenEmbedding, config));
+  specs.push_back(
+      vocabulary_spec(std::string(kEmbeddingName), WeightRole::kTokenEmbedding, config));
   specs.push_back({.name = "wpe.weight",
                    .role = WeightRole::kPositionEmbedding,
                    .shape = {config.max_seq_len, config.hidden_size}});
@@ -153,17 +219,12 @@ std::vector<WeightSpec> kv_scale_specs(const ModelConfig& config) {
 ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConfig& config,
                                      const std::string& where, bool has_kv_scales) {
   ResolvedWeights resolved;
-  KeyedMap<std::string_view, const StoredTensor*> stored;
-  std::vector<std::string> unexpected;
-  for (const StoredTensor& tensor : source.tensors()) {
-    const std::string_view name = canonical_name(tensor.name);
-    if (is_stored_mask(name, tensor)) {
-      resolved.skipped.push_back(tensor.name);
-      continue;
-    }
-    const auto [found, is_new] = stored.emplace(name, &tensor);
-    CARAVAN_CHECK_CODE(is_new, kCorrupt, "{}: both {} and {} are stored", where,
-                       printable(found->second->name), printable(tensor.name));
+  StoredByName stored = weights_by_name(source, where, resolved);
+  if (const auto head = stored.find(kHeadName);
+      head != stored.end() && config.tie_word_embeddings && !stored.contains(kEmbeddingName)) {
+    // safetensors' save_model() keeps one name of a shared tensor, the first in the alphabet.
+    stored.emplace(kEmbeddingName, head->second);
+    stored.erase(head);
   }
 
   std::vector<std::string> missing;
@@ -182,14 +243,13 @@ ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConf
       if (stored.erase(spec.name) == 0) missing.push_back(spec.name);
     }
   }
+  std::vector<std::string> unexpected;
   for (const auto& [name, tensor] : stored) unexpected.push_back(tensor->name);
   std::sort(unexpected.begin(), unexpected.end());
-  const std::string other =
-      unexpected.empty() ? "" : fmt::format("; without a place: {}", list_names(unexpected));
   CARAVAN_CHECK_CODE(missing.empty(), kCorrupt, "{}: {} of {} tensors are missing: {}{}", where,
                      missing.size(), resolved.weights.size() + missing.size(), list_names(missing),
-                     other);
-  CARAVAN_CHECK_CODE(unexpected.empty(), kCorrupt,
+                     without_place(missing, unexpected));
+  CARAVAN_CHECK_CODE(unexpected.empty(), kUnsupported,
                      "{}: {} tensors have no place in GPT-2 with {} layers: {}", where,
                      unexpected.size(), config.num_layers, list_names(unexpected));
 

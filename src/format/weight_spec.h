@@ -57,19 +57,25 @@ struct ResolvedWeight {
 };
 
 struct ResolvedWeights {
-  std::vector<ResolvedWeight> weights;  // same order as the specs
-  bool has_own_head = false;            // a stored lm_head that differs from wte, or untied
-  bool has_stored_head = false;
-  std::vector<std::string> skipped;  // stored names that hold no weights: causal masks
+  std::vector<ResolvedWeight> weights;   // same order as the specs
+  bool has_own_head = false;             // a stored lm_head that differs from wte, or untied
+  bool has_stored_head = false;          // beside wte
+  std::vector<std::string> skipped;      // stored names that hold no weights: masks, positions
+  std::vector<std::string> other_heads;  // stored names of heads that are not the language model's
 };
 
 /// Finds every weight under either name form and checks its shape and dtype (f32, f16, bf16, f64).
-/// Stored masks (attn.bias, attn.masked_bias) are skipped. A stored lm_head is compared with wte:
-/// equal bytes count as tied; different bytes are kept, whatever tie_word_embeddings says, with a
-/// warning when it says tied. Untied without a stored lm_head is an error.
+/// As transformers 5 does:
+/// - Stored masks and positions (attn.bias, attn.masked_bias, position_ids) are skipped, and, with
+///   one warning, other heads beside the language model's (v_head, score, classifier, qa_outputs,
+///   multiple_choice_head) and cross-attention, which a decoder does not run.
+/// - Tied without wte.weight: lm_head.weight serves as both.
+/// - A stored lm_head is compared with wte: equal bytes count as tied; different ones are kept,
+///   whatever tie_word_embeddings says, with a warning when it says tied.
+/// Untied without a stored lm_head is an error.
 /// has_kv_scales: the tensors of kv_scale_specs() are expected too; load_kv_calibration() reads
-/// them. Errors: kCorrupt naming the tensor, its shape and the expected one; every missing tensor
-/// and every tensor that has no place in the architecture is named.
+/// them. Errors: kCorrupt naming the tensor, its shape and the expected one, and every missing
+/// tensor; kUnsupported naming every tensor that has no place in the architecture.
 ResolvedWeights resolve_gpt2_weights(const TensorSource& source, const ModelConfig& config,
                                      const std::string& where, bool has_kv_scales = false);
 

@@ -9,12 +9,32 @@ namespace {
 // `tensor` as `dtype` in aligned memory: a view of the mapped file when nothing needs to change,
 // else a conversion in `storage`.
 const void* as_dtype(const StoredTensor& tensor, DType dtype, Buffer& storage) {
-  const size_t count = static_cast<size_t>(tensor.shape.num_elements());
-  const bool is_aligned = reinterpret_cast<uintptr_t>(tensor.data()) % dtype_size(dtype) == 0;
-  if (tensor.dtype == dtype && is_aligned) return tensor.data();
-  storage = Buffer::host(count * dtype_size(dtype));
-  convert_elements_in_parallel(tensor.data(), tensor.dtype, storage.data(), dtype, count);
+  const int64_t count = tensor.shape.num_elements();
+  const bool is_aligned = reinterpret_cast<uintptr_t>(tensor.first_byte()) % dtype_size(dtype) == 0;
+  if (tensor.dtype == dtype && is_aligned && tensor.is_contiguous()) return tensor.data();
+  std::vector<std::byte> gathered;
+  const std::byte* values = tensor.read(0, count, gathered);
+  storage = Buffer::host(static_cast<size_t>(count) * dtype_size(dtype));
+  convert_elements_in_parallel(values, tensor.dtype, storage.data(), dtype,
+                               static_cast<size_t>(count));
   return storage.data();
+}
+
+LinearLayout transpose_of(LinearLayout layout) {
+  return layout == LinearLayout::kInOut ? LinearLayout::kOutIn : LinearLayout::kInOut;
+}
+
+// A matrix as its kernels read it. The transpose of a stored layout is the other one, so only a
+// matrix with gaps is gathered first.
+void pack(Backend& backend, const StoredTensor& tensor, const WeightSpec& spec, DType dtype,
+          void* data) {
+  std::vector<std::byte> gathered;
+  const bool is_transposed = tensor.is_transposed();
+  const std::byte* values =
+      is_transposed ? tensor.first_byte() : tensor.read(0, tensor.shape.num_elements(), gathered);
+  backend.pack_weight(values, tensor.dtype,
+                      is_transposed ? transpose_of(spec.stored_layout) : spec.stored_layout,
+                      spec.in_features, spec.out_features, dtype, data);
 }
 
 bool is_matrix(WeightRole role) {
@@ -39,7 +59,7 @@ DType choose_weight_dtype(const ModelDir& dir, const TensorSource& source,
                   "dtype {}, expected float32, float16 or bfloat16", dtype_name(*wanted));
     return *wanted;
   }
-  for (const char* name : {"wte.weight", "transformer.wte.weight"}) {
+  for (const char* name : {"wte.weight", "transformer.wte.weight", "lm_head.weight"}) {
     const StoredTensor* wte = source.find(name);
     if (wte != nullptr && (wte->dtype == DType::kF16 || wte->dtype == DType::kBF16)) {
       return wte->dtype;
@@ -163,14 +183,13 @@ const void* Gpt2Weights::load(const Entry& entry, LinearLayout& layout,
   }
   void* data = allocate();
   if (!is_engine_ && is_matrix(spec.role)) {
-    backend_->pack_weight(tensor.data(), tensor.dtype, spec.stored_layout, spec.in_features,
-                          spec.out_features, dtype, data);
+    pack(*backend_, tensor, spec, dtype, data);
   } else {
     Buffer converted;
     backend_->copy_from_host(as_dtype(tensor, dtype, converted), data,
                              static_cast<size_t>(count) * dtype_size(dtype));
   }
-  if (!is_engine_) tensor.file->release(tensor.offset, tensor.num_bytes());
+  if (!is_engine_) tensor.release(0, tensor.shape.num_elements());
   if (progress != nullptr) progress->add(tensor.num_bytes());
   return data;
 }
@@ -238,7 +257,7 @@ Gpt2Head Gpt2Weights::load_head(const Gpt2Embedding* embedding, std::vector<Buff
 void Gpt2Weights::release_pages() const {
   for (const auto& [name, entry] : entries_) {
     const StoredTensor* tensor = entry.tensor;
-    if (tensor != nullptr) tensor->file->release(tensor->offset, tensor->num_bytes());
+    if (tensor != nullptr) tensor->release(0, tensor->shape.num_elements());
   }
 }
 
@@ -247,8 +266,9 @@ std::vector<float> Gpt2Weights::to_host(const std::string& name) const {
   CARAVAN_CHECK(e.tensor != nullptr, "weight {}: random weights are not stored", name);
   std::vector<float> values(static_cast<size_t>(e.spec.shape.num_elements()));
   if (!is_engine_ || !is_matrix(e.spec.role)) {
-    convert_elements_in_parallel(e.tensor->data(), e.tensor->dtype, values.data(), DType::kF32,
-                                 values.size());
+    std::vector<std::byte> gathered;
+    convert_elements_in_parallel(e.tensor->read(0, e.spec.shape.num_elements(), gathered),
+                                 e.tensor->dtype, values.data(), DType::kF32, values.size());
     return values;
   }
   const int64_t in = e.spec.in_features;
@@ -272,13 +292,16 @@ std::vector<float> Gpt2Weights::row_to_host(const std::string& name, int64_t row
                 "weight {}: row {} of shape {}", name, row, e.spec.shape.to_string());
   const int64_t width = e.spec.shape[1];
   std::vector<float> values(static_cast<size_t>(width));
+  if (!is_engine_ || !is_matrix(e.spec.role)) {
+    std::vector<std::byte> gathered;
+    convert_elements(e.tensor->read(row * width, width, gathered), e.tensor->dtype, values.data(),
+                     DType::kF32, values.size());
+    return values;
+  }
   for (int64_t i = 0; i < width; ++i) {
-    int64_t at = row * width + i;
-    if (is_engine_ && is_matrix(e.spec.role)) {
-      const bool is_in_out = e.spec.stored_layout == LinearLayout::kInOut;
-      at = linear_index(e.layout, e.spec.in_features, e.spec.out_features, is_in_out ? row : i,
-                        is_in_out ? i : row);
-    }
+    const bool is_in_out = e.spec.stored_layout == LinearLayout::kInOut;
+    const int64_t at = linear_index(e.layout, e.spec.in_features, e.spec.out_features,
+                                    is_in_out ? row : i, is_in_out ? i : row);
     values[static_cast<size_t>(i)] =
         load_as_f32(e.tensor->data(), e.tensor->dtype, static_cast<size_t>(at));
   }

@@ -22,8 +22,8 @@ void require(bool is_true) {
 void fuzz_file(std::string_view file) {
   for (const TorchTensor& tensor :
        parse_torch_file({reinterpret_cast<const std::byte*>(file.data()), file.size()}, "FILE")) {
-    const auto num_bytes =
-        static_cast<uint64_t>(tensor.shape.num_elements()) * dtype_size(tensor.dtype);
+    const StoredTensor stored{"", tensor.dtype, tensor.shape, nullptr, 0, tensor.strides};
+    const uint64_t num_bytes = tensor.shape.num_elements() == 0 ? 0 : stored.span_bytes();
     require(tensor.offset <= file.size() && num_bytes <= file.size() - tensor.offset);
   }
 }

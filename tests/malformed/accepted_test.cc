@@ -111,6 +111,68 @@ TEST(TorchFileTest, StridesOfSizeOneAndOfEmptyTensorsMeanNothing) {
   EXPECT_EQ(tensors[2].shape.rank(), 0);
 }
 
+TEST(TorchFileTest, StridesAreKeptWhereTheyMeanSomething) {
+  const std::string halves = storage("HalfStorage", "1", 6);
+  const std::vector<TorchTensor> tensors =
+      parse(zip_of(state_dict({{"plain", tensor(halves, 0, {2, 3}, {3, 1})},
+                               {"transposed", tensor(halves, 0, {3, 2}, {1, 3})},
+                               {"expanded", tensor(halves, 5, {4, 4}, {0, 0})},
+                               {"every_second", tensor(halves, 1, {3}, {2})},
+                               {"one_row", tensor(halves, 0, {1, 6}, {77, 1})},
+                               {"last", tensor(halves, 5, {}, {})}})));
+  ASSERT_EQ(tensors.size(), 6u);
+  EXPECT_FALSE(tensors[0].strides.has_value());
+  EXPECT_EQ(tensors[1].strides, (Strides{1, 3}));
+  EXPECT_EQ(tensors[2].strides, (Strides{0, 0}));
+  EXPECT_EQ(tensors[3].strides, (Strides{2}));
+  EXPECT_EQ(tensors[3].offset, tensors[0].offset + 2);
+  EXPECT_FALSE(tensors[4].strides.has_value());
+  EXPECT_FALSE(tensors[5].strides.has_value());
+}
+
+// Every opcode and global of plain values, beside the state dict that is read.
+TEST(TorchFileTest, PlainValuesOfATrainingCheckpointAreSkipped) {
+  const std::string number = "G" + le64(0x3ff0000000000000);
+  const std::string values[] = {
+      number,
+      "\x8a\x10" + std::string(16, '\x01'),
+      "\x8b" + le32(300) + std::string(300, '\x01'),
+      "\x8b" + le32(2) + "\x01\x02",
+      "B" + le32(3) + "abc",
+      "C\x03"
+      "abc",
+      "\x8e" + le64(3) + "abc",
+      "\x96" + le64(3) + "abc",
+      "\x8d" + le64(3) + "abc",
+      "T" + le32(3) + "abc",
+      "U\x03"
+      "abc",
+      "\x8f(" + number + "K\x01\x90",
+      "(" + number + "\x91",
+      "](" + number + "N\x88\x89" + "e",
+      tuple({number, integer(1)}),
+      global("builtins", "set") + tuple({"]"}) + "R",
+      global("__builtin__", "frozenset") + tuple({"]"}) + "R",
+      global("__builtin__", "complex") + tuple({number, number}) + "R",
+      global("_codecs", "encode") + tuple({text("abc"), text("latin1")}) + "R",
+      global("torch", "device") + tuple({text("cuda"), integer(0)}) + "R",
+      global("torch", "Size") + tuple({integers({2, 3})}) + "R",
+      global("torch", "bfloat16"),
+      // A tensor without a name is not looked at: this one exceeds its storage.
+      tuple({tensor(storage("FloatStorage", "0", 2), 0, {3, 3, 3, 3, 3, 3}, {9, 9, 9, 9, 9, 9})}),
+  };
+  const std::string model =
+      state_dict({{"a", tensor(storage("FloatStorage", "0", 2), 0, {2}, {1})}});
+  for (const std::string& value : values) {
+    for (const char* key : {"model", "state_dict", "model_state_dict", "module"}) {
+      const std::vector<TorchTensor> tensors =
+          parse(zip_of(state_dict({{"optimizer", value}, {key, model}, {"after", value}})));
+      ASSERT_EQ(tensors.size(), 1u);
+      EXPECT_EQ(tensors[0].name, "a");
+    }
+  }
+}
+
 TEST(TorchFileTest, ParametersAreTheirTensors) {
   const std::string inner = tensor(storage("FloatStorage", "0", 2), 0, {2}, {1});
   const std::vector<TorchTensor> tensors =

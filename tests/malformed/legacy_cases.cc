@@ -118,7 +118,8 @@ std::vector<MalformedCase> legacy_cases() {
        state(state_dict({{"a", tensor(storage("FloatStorage", "0", 1 << 30), 0, {2}, {1})}})),
        read},
       {"legacy_opcode_refused", kUnsupported,
-       "FILE: offset 88: the global os.system is not allowed in a checkpoint",
+       "FILE: offset 88: the global os.system is not allowed in a checkpoint; save the "
+       "state dict alone: torch.save(model.state_dict(), ...)",
        state(global("os", "system") + tuple({text("id")}) + "R"), read},
   };
 }

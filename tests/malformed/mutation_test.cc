@@ -40,13 +40,15 @@ class ExactCopy {
   }
   std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
   // Reads the ends of a tensor as a model would.
-  void touch(uint64_t offset, DType dtype, const Shape& shape) const {
-    const auto count = static_cast<size_t>(shape.num_elements());
-    if (count == 0) return;
+  void touch(uint64_t offset, DType dtype, const Shape& shape,
+             const std::optional<Strides>& strides = {}) const {
+    if (shape.num_elements() == 0) return;
+    const StoredTensor tensor{"", dtype, shape, nullptr, offset, strides};
+    const uint64_t span = tensor.span_bytes();
     ASSERT_LE(offset, size_);
-    ASSERT_LE(count * dtype_size(dtype), size_ - offset);
+    ASSERT_LE(span, size_ - offset);
     load_as_f32(data_.get() + offset, dtype, 0);
-    load_as_f32(data_.get() + offset, dtype, count - 1);
+    load_as_f32(data_.get() + offset, dtype, span / dtype_size(dtype) - 1);
   }
 
  private:
@@ -64,7 +66,7 @@ void read_safetensors_copy(const ExactCopy& copy) {
 
 void read_torch_copy(const ExactCopy& copy) {
   for (const TorchTensor& tensor : parse_torch_file(copy.bytes(), "FILE")) {
-    copy.touch(tensor.offset, tensor.dtype, tensor.shape);
+    copy.touch(tensor.offset, tensor.dtype, tensor.shape, tensor.strides);
   }
 }
 
