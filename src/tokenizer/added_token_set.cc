@@ -69,20 +69,24 @@ std::string AddedTokenSet::token_of(const std::string& role) const {
 }
 
 void AddedTokenSet::move_to_builder() {
+  const Entry* first_new = nullptr;
+  size_t num_new = 0;
   for (Entry& entry : entries_) {
-    const std::string content = printable(entry.token.content);
     if (entry.is_left_out) {
       log_warning("{}: no file gives \"{}\" an id: ignored, as nothing is padded here", entry.where,
-                  content);
+                  printable(entry.token.content));
       builder_.skip_id();
       continue;
     }
-    if (!entry.id && builder_.vocab_id(entry.token.content) == nullptr) {
-      log_warning("{}: no file gives \"{}\" an id: it gets the next free one, as in transformers",
-                  entry.where, content);
+    if (!entry.id && builder_.vocab_id(entry.token.content) == nullptr && ++num_new == 1) {
+      first_new = &entry;
     }
-    builder_.add_token(std::move(entry.token), entry.id, entry.where);
+    builder_.add_token(entry.token, entry.id, entry.where);
   }
+  if (num_new == 0) return;
+  log_warning("{}: no file gives \"{}\" an id{}: next free ids are taken, as in transformers",
+              first_new->where, printable(first_new->token.content),
+              num_new == 1 ? "" : fmt::format(", nor {} others", num_new - 1));
 }
 
 }  // namespace caravan

@@ -155,16 +155,15 @@ void read_added_tokens_decoder(const json::value& decoder, const std::string& wh
 // takes no new tokens from this file.
 void read_added_tokens_json(const JsonFile& file, bool is_read, const NamedTokens& named,
                             AddedTokenSet& tokens, const VocabularyBuilder& builder) {
+  size_t num_ignored = 0;
+  std::string first_ignored;
   for (const auto& member : file.root()) {
     const std::string_view content = view(member.key());
     const std::string place = fmt::format("{}[\"{}\"]", file.where, printable(content));
     const int64_t id = expect_id(member.value(), place);
     const bool is_known = tokens.contains(content) || builder.vocab_id(content) != nullptr;
     if (!is_read && !is_known) {
-      log_warning(
-          "{}: ignored, as in transformers: added_tokens_decoder of tokenizer_config.json does not "
-          "list it",
-          place);
+      if (++num_ignored == 1) first_ignored = place;
       continue;
     }
     AddedToken token;
@@ -173,6 +172,11 @@ void read_added_tokens_json(const JsonFile& file, bool is_read, const NamedToken
     token.is_normalized = !token.is_special;
     tokens.add(std::move(token), id, place, AddedTokenSet::IfKnown::kKeep);
   }
+  if (num_ignored == 0) return;
+  log_warning(
+      "{}{}: ignored, as in transformers: added_tokens_decoder of tokenizer_config.json does "
+      "not list it",
+      first_ignored, num_ignored == 1 ? "" : fmt::format(" and {} others", num_ignored - 1));
 }
 
 // Gathers the added tokens of all files beside tokenizer.json, whose own are in `tokens` already.
