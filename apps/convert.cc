@@ -1,6 +1,7 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -35,6 +36,8 @@ void run_convert(Flags& flags) {
     inputs.push_back({"--calibrate-kv-cache", flags.calibration.path()});
   }
   check_model_output(flags.options.output, flags.options.replace, inputs);
+  // Before the hours that a large model takes.
+  if (path_exists(flags.options.input)) warn_without_tokenizer(flags.options.input);
   if (flags.calibration.is_wanted()) {
     const std::optional<DType> kv_dtype = kv_dtype_flag(flags.kv_cache_dtype);
     CARAVAN_CHECK(kv_dtype && is_quantized_kv(*kv_dtype),

@@ -7,6 +7,7 @@
 
 #include "apps/commands.h"
 #include "apps/model_flags.h"
+#include "apps/sampling_defaults.h"
 #include "apps/speed.h"
 #include "caravan/llm.h"
 #include "core/error.h"
@@ -16,6 +17,7 @@
 #include "engine/llm_opener.h"
 #include "engine/prompt_template.h"
 #include "format/model_dir.h"
+#include "sampling/sampler.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
 
@@ -213,6 +215,10 @@ void run_run(const RunFlags& flags) {
   Llm llm = LlmOpener::open(options, dir, std::move(tokenizer));
 
   SamplingParams sampling = flags.sampling;
+  if (sampling.seed == kRandomSeed) {
+    sampling.seed = resolve_seed(sampling.seed);
+    log_info("--seed {}", sampling.seed);
+  }
   for (const std::string& bias : flags.logit_bias) {
     sampling.logit_bias.push_back(parse_logit_bias(bias));
   }
@@ -308,7 +314,11 @@ void add_run_command(CLI::App& app) {
       ->add_option("--logit-bias", flags->logit_bias,
                    "ID:BIAS, added to the logit of a token; may be repeated")
       ->allow_extra_args(false);
-  command->add_option("--seed", flags->sampling.seed, "Same seed and settings: same text")
+  command
+      ->add_option("--seed", flags->sampling.seed,
+                   "Same seed and settings: same text; -1: a random one, which the log tells")
+      ->transform(
+          [](const std::string& text) { return text == "-1" ? std::to_string(kRandomSeed) : text; })
       ->capture_default_str();
   command->add_option("--stop", flags->sampling.stop, "Text that ends the output; may be repeated")
       ->allow_extra_args(false);
@@ -337,7 +347,10 @@ void add_run_command(CLI::App& app) {
   command->add_flag(
       "--json", flags->is_json,
       "One object a completion: prompt_ids, output_ids, text, finish_reason, timings");
-  command->callback([flags] { run_run(*flags); });
+  command->callback([flags, command] {
+    apply_generation_defaults(*command, flags->model.model, flags->sampling);
+    run_run(*flags);
+  });
 }
 
 }  // namespace caravan

@@ -28,6 +28,7 @@ struct TokenizeFlags {
   std::string ids;
   bool decodes = false;
   bool parses_special = false;
+  bool omits_special = false;
   bool writes_json = false;
 };
 
@@ -80,7 +81,8 @@ std::vector<int32_t> parse_ids(const std::string& list) {
 }
 
 void encode_all(const TokenizeFlags& flags, const Tokenizer& tokenizer, Sink& sink) {
-  const Tokenizer::EncodeOptions options{.parse_special = flags.parses_special};
+  const Tokenizer::EncodeOptions options{.parse_special = flags.parses_special,
+                                         .add_special = !flags.omits_special};
   if (!flags.input.empty()) {
     for_each_json_line(flags.input, [&](const boost::json::object& row, const std::string& where) {
       CARAVAN_CHECK_CODE(row.contains("text"), kCorrupt, "{}: expected a member \"text\"", where);
@@ -117,6 +119,7 @@ void run_tokenize(const TokenizeFlags& flags) {
                   "--decode takes either --ids or --input");
     CARAVAN_CHECK(flags.text.empty(), "--decode takes no --text: did you mean --ids?");
     CARAVAN_CHECK(!flags.parses_special, "--parse-special is for encoding, not for --decode");
+    CARAVAN_CHECK(!flags.omits_special, "--no-add-special is for encoding, not for --decode");
   } else {
     CARAVAN_CHECK(flags.ids.empty(), "--ids needs --decode");
   }
@@ -159,6 +162,9 @@ void add_tokenize_command(CLI::App& app) {
   command->add_flag("--parse-special", flags->parses_special,
                     "Text such as <|endoftext|> becomes the special token; otherwise it is "
                     "ordinary text");
+  command->add_flag("--no-add-special", flags->omits_special,
+                    "Leave out the tokens that the tokenizer's files put around a prompt "
+                    "(add_bos_token, TemplateProcessing)");
   command->add_flag("--json", flags->writes_json,
                     "Print {\"ids\"} or {\"text\"} for --text and --ids too");
   command->callback([flags, text, input] {

@@ -161,8 +161,7 @@ std::vector<Completion> Llm::generate(const std::vector<std::vector<int32_t>>& p
   };
   const auto on_token = [&](const Sequence& sequence, int32_t token) {
     TextStream& stream = streams.by_id.at(sequence.id);
-    const std::vector<int32_t>& stops = sequence.params.stop_token_ids;
-    if (std::find(stops.begin(), stops.end(), token) != stops.end()) return true;
+    if (impl_->engine.ends_output(sequence.params, token)) return true;
     const std::string text = stream.detokenizer.push(token);
     const bool may_stop = ++stream.num_tokens > sequence.params.min_output_len;
     show(stream, may_stop ? stream.stops.push(text) : text);

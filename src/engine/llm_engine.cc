@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "sampling/sampler.h"
 
 namespace caravan {
 
@@ -81,6 +82,7 @@ int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingPa
   auto sequence = std::make_unique<Sequence>();
   sequence->id = next_id_++;
   sequence->params = params;
+  sequence->params.seed = resolve_seed(params.seed);
   sequence->priority = priority;
   sequence->arrival = arrival;
   sequence->token_ids.reserve(static_cast<size_t>(num_prompt_tokens + params.max_output_len));
@@ -147,16 +149,18 @@ bool LlmEngine::launch() {
   return true;
 }
 
+bool LlmEngine::ends_output(const SamplingParams& params, int32_t token) const {
+  const auto is_in = [token](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), token) != ids.end();
+  };
+  return is_in(params.stop_token_ids) || (!params.ignore_eos && is_in(eos_token_ids_));
+}
+
 bool LlmEngine::is_finished(Sequence& sequence, size_t token_index, const OnToken& on_token) const {
   const int32_t token = sequence.token_ids[token_index];
   const auto num_output = static_cast<int64_t>(token_index) + 1 - sequence.num_prompt_tokens;
-  const bool is_eos =
-      !sequence.params.ignore_eos &&
-      std::find(eos_token_ids_.begin(), eos_token_ids_.end(), token) != eos_token_ids_.end();
-  const std::vector<int32_t>& stops = sequence.params.stop_token_ids;
-  const bool is_stop_token = std::find(stops.begin(), stops.end(), token) != stops.end();
   const bool is_stopped = on_token && on_token(sequence, token);
-  if (is_eos || is_stop_token || is_stopped) {
+  if (ends_output(sequence.params, token) || is_stopped) {
     sequence.finish_reason = FinishReason::kStop;
   } else if (num_output >= sequence.params.max_output_len) {
     sequence.finish_reason = FinishReason::kLength;

@@ -66,6 +66,10 @@ class LlmEngine {
   /// The step that step() waited for last.
   const StepSummary& last_step() const { return last_step_; }
 
+  /// Whether the token ends an output made with `params` (end of text, unless that is ignored, or a
+  /// stop token) and so is no part of its text.
+  bool ends_output(const SamplingParams& params, int32_t token) const;
+
   EngineStats stats() const;
   bool has_unfinished() const { return !scheduler_.is_empty(); }
   /// The runner of the first two constructors. Errors: kInternal for another one.

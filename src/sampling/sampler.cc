@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <random>
 
 #include "core/error.h"
 #include "core/split_mix.h"
@@ -53,6 +54,12 @@ void check_logit_bias(const SamplingParams& p, int64_t vocab_size) {
 double uniform_random(uint64_t seed, uint64_t counter) {
   const uint64_t key = split_mix(seed + kGolden);
   return static_cast<double>(split_mix(key + (counter + 1) * kGolden) >> 11) * 0x1.0p-53;
+}
+
+uint64_t resolve_seed(uint64_t seed) {
+  if (seed != kRandomSeed) return seed;
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32 | device()) >> 1;
 }
 
 void validate(const SamplingParams& p, int64_t vocab_size) {

@@ -12,6 +12,9 @@ namespace caravan {
 /// request draws the same numbers whatever runs beside it. Source: SplitMix64, Steele et al. 2014.
 double uniform_random(uint64_t seed, uint64_t counter);
 
+/// A seed of its own for kRandomSeed, below 2^63; any other as it is.
+uint64_t resolve_seed(uint64_t seed);
+
 /// Most tokens that num_logprobs and num_prompt_logprobs may ask for.
 constexpr int32_t kMaxLogprobs = 1000;
 

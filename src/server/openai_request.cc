@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <charconv>
-#include <filesystem>
 #include <set>
 
 #include "core/error.h"
-#include "core/log.h"
+#include "format/generation_config.h"
 #include "server/api_error.h"
 #include "server/json_schema.h"
 #include "tokenizer/json_fields.h"
@@ -140,28 +139,13 @@ std::string request_id_of(const json::object& body) {
 }  // namespace
 
 SamplingDefaults load_sampling_defaults(const std::string& directory) {
-  constexpr size_t kMaxBytes = size_t{1} << 20;
+  const GenerationDefaults model = load_generation_defaults(directory);
   SamplingDefaults defaults;
-  const std::string path = directory + "/generation_config.json";
-  if (!std::filesystem::exists(path)) return defaults;
-  const json::value config = parse_json_file(path, kMaxBytes);
-  CARAVAN_CHECK_CODE(config.is_object(), kCorrupt, "{}: expected a JSON object", path);
-  const json::object schema = completion_schema({.max_model_len = 1, .vocab_size = 1});
-  const auto read = [&](const char* name, auto& target) {
-    const json::value* value = find_field(config.get_object(), name);
-    if (value == nullptr) return;
-    try {
-      validate_json(*value, schema.at("properties").at(name).get_object(), name);
-      target = static_cast<std::remove_reference_t<decltype(target)>>(value->to_number<double>());
-    } catch (const ApiError& error) {
-      log_warning("{}: {}: ignored", path, error.what());
-    }
-  };
-  read("temperature", defaults.temperature);
-  read("top_p", defaults.top_p);
-  read("top_k", defaults.top_k);
-  read("min_p", defaults.min_p);
-  read("repetition_penalty", defaults.repetition_penalty);
+  defaults.temperature = model.temperature.value_or(defaults.temperature);
+  defaults.top_p = model.top_p.value_or(defaults.top_p);
+  defaults.top_k = model.top_k.value_or(defaults.top_k);
+  defaults.min_p = model.min_p.value_or(defaults.min_p);
+  defaults.repetition_penalty = model.repetition_penalty.value_or(defaults.repetition_penalty);
   return defaults;
 }
 
@@ -227,6 +211,7 @@ void RequestParser::read_common(const json::object& body, GenerateRequest& reque
   params.ignore_eos = flag_of(body, "ignore_eos", false);
   params.min_output_len = integer_of(body, "min_tokens", 0);
   request.seed = optional_integer(body, "seed");
+  if (request.seed == -1) request.seed.reset();  // as no seed: a random one
   request.stop = stops_of(body);
   request.includes_stop = flag_of(body, "include_stop_str_in_output", false);
   request.skips_special_tokens = flag_of(body, "skip_special_tokens", true);

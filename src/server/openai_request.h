@@ -21,8 +21,7 @@ struct SamplingDefaults {
   float min_p = 0.0f;
   float repetition_penalty = 1.0f;
 };
-/// Of DIR/generation_config.json; OpenAI's where it is silent or absent. A field outside the range
-/// of requests is ignored with a warning. Errors: kCorrupt.
+/// Those of load_generation_defaults(); OpenAI's where it sets none.
 SamplingDefaults load_sampling_defaults(const std::string& directory);
 
 struct PromptInput {

@@ -158,8 +158,9 @@ json::object common_properties(const ApiLimits& limits) {
                        "Above 1: tokens of prompt and output become less likely. Default: the "
                        "model's, else 1.")},
       {"logit_bias", logit_bias_field(limits)},
-      {"seed", integer(std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(),
-                       nullptr, "Same seed, prompt and settings: same tokens. Default: random.")},
+      {"seed",
+       integer(std::numeric_limits<int64_t>::min(), std::numeric_limits<int64_t>::max(), nullptr,
+               "Same seed, prompt and settings: same tokens. Default, and -1: random.")},
       {"stop", stop_field(limits)},
       {"stop_token_ids",
        nullable_array(token_id(limits), limits.max_stop, "Tokens that end the output.")},

@@ -58,6 +58,10 @@ void AddedTokens::split_pass(const Pass& pass, std::string_view text,
     size_t begin = position;
     size_t end = position + token->content.size();
     position = end;
+    if (token->is_single_word &&
+        (ends_with_word(text.substr(0, begin)) || starts_with_word(text.substr(end)))) {
+      continue;
+    }
     // Space that a token took is not looked at again: of a text of such tokens each would go over
     // all of it.
     if (token->strips_left) {

@@ -14,9 +14,10 @@ struct AddedToken {
   std::string content;
   int32_t id = -1;
   bool is_special = false;
-  bool strips_left = false;    // takes the white space before it too
-  bool strips_right = false;   // and the white space after it
-  bool is_normalized = false;  // looked for after the tokens that are not
+  bool strips_left = false;     // takes the white space before it too
+  bool strips_right = false;    // and the white space after it
+  bool is_normalized = false;   // looked for after the tokens that are not
+  bool is_single_word = false;  // only where no character of a word is beside it
 };
 
 /// Finds added tokens as Hugging Face `tokenizers` does: first those that are not normalized, then

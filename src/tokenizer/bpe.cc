@@ -21,28 +21,50 @@ MergeTable::MergeTable(size_t num_merges)
   merges_.reserve(num_merges);
 }
 
-int32_t MergeTable::add(const Merge& merge) {
+void MergeTable::add(const Merge& merge) {
   const int32_t earlier = find(merge.left, merge.right);
-  if (earlier >= 0) return earlier;
   const Key key = make_key(merge.left, merge.right);
   size_t i = key.start & mask_;
-  while (slots_[i].rank >= 0) i = (i + 1) & mask_;
+  while (slots_[i].rank >= 0 && slots_[i].rank != earlier) i = (i + 1) & mask_;
   slots_[i] = {key.tag, static_cast<int32_t>(merges_.size())};
   merges_.push_back(merge);
-  return -1;
 }
 
-Bpe::Bpe(TokenTable tokens, MergeTable merges, const std::array<int32_t, 256>& byte_ids)
+Bpe::Bpe(TokenTable tokens, MergeTable merges, const BpeOptions& options)
     : tokens_(std::move(tokens)),
       merges_(std::move(merges)),
-      byte_ids_(byte_ids),
-      whole_states_(new std::atomic<WholeState>[static_cast<size_t>(tokens_.size())]()) {}
+      byte_ids_(options.byte_ids),
+      lacks_bytes_(*std::min_element(byte_ids_.begin(), byte_ids_.end()) < 0),
+      unk_id_(options.unk_id),
+      fuses_unk_(options.fuses_unk),
+      whole_states_(new std::atomic<WholeState>[static_cast<size_t>(tokens_.size())]()) {
+  if (!options.ignores_merges) return;
+  for (int32_t id = 0; id < tokens_.size(); ++id)
+    whole_states_[static_cast<size_t>(id)] = WholeState::kWhole;
+  for (const int32_t id : options.never_whole)
+    whole_states_[static_cast<size_t>(id)] = WholeState::kUnreachable;
+}
 
-void Bpe::encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const {
-  if (piece.size() == 1) {
-    ids.push_back(byte_ids_[static_cast<uint8_t>(piece[0])]);
+template <typename Add>
+void Bpe::start(std::string_view piece, const Add& add) const {
+  if (!lacks_bytes_) {
+    for (const char c : piece) add(byte_ids_[static_cast<uint8_t>(c)]);
     return;
   }
+  bool was_unknown = false;
+  for (const char c : piece) {
+    const int32_t id = byte_ids_[static_cast<uint8_t>(c)];
+    if (id >= 0) {
+      add(id);
+    } else if (unk_id_ >= 0 && !(was_unknown && fuses_unk_)) {
+      add(unk_id_);
+    }
+    was_unknown = id < 0;
+  }
+}
+
+void Bpe::encode(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const {
+  if (piece.size() == 1) return start(piece, [&](int32_t byte_id) { ids.push_back(byte_id); });
   const int32_t id = tokens_.find(piece);
   if (id < 0) return merge(piece, scratch, ids);
   std::atomic<WholeState>& state = whole_states_[static_cast<size_t>(id)];
@@ -70,12 +92,13 @@ void Bpe::merge_short(std::string_view piece, std::vector<int32_t>& ids) const {
     int32_t rank;  // of the merge with the next symbol, or kNoMerge
   };
   std::array<Symbol, kMaxShortPiece> symbols;
-  size_t size = piece.size();
+  size_t size = 0;
+  start(piece, [&](int32_t id) { symbols[size++].id = id; });
+  if (size == 0) return;
   const auto update = [&](size_t i) {
     const int32_t rank = i + 1 < size ? merges_.find(symbols[i].id, symbols[i + 1].id) : -1;
     symbols[i].rank = rank >= 0 ? rank : kNoMerge;
   };
-  for (size_t i = 0; i < size; ++i) symbols[i].id = byte_ids_[static_cast<uint8_t>(piece[i])];
   for (size_t i = 0; i < size; ++i) update(i);
   for (;;) {
     size_t best = 0;
@@ -96,11 +119,15 @@ void Bpe::merge_long(std::string_view piece, Scratch& scratch, std::vector<int32
   CARAVAN_CHECK(piece.size() <= INT32_MAX,
                 "a piece of text without a break has {} bytes, at most {}", piece.size(),
                 INT32_MAX);
-  const auto size = static_cast<int32_t>(piece.size());
   std::vector<Scratch::Symbol>& symbols = scratch.symbols_;
   std::vector<Scratch::Candidate>& heap = scratch.heap_;
-  symbols.resize(piece.size());
+  symbols.clear();
   heap.clear();
+  start(piece, [&](int32_t id) {
+    const auto i = static_cast<int32_t>(symbols.size());
+    symbols.push_back({id, i - 1, i + 1});
+  });
+  const auto size = static_cast<int32_t>(symbols.size());
   const auto symbol = [&](int32_t i) -> Scratch::Symbol& {
     return symbols[static_cast<size_t>(i)];
   };
@@ -118,9 +145,6 @@ void Bpe::merge_long(std::string_view piece, Scratch& scratch, std::vector<int32
     return true;
   };
 
-  for (int32_t i = 0; i < size; ++i) {
-    symbol(i) = {byte_ids_[static_cast<uint8_t>(piece[static_cast<size_t>(i)])], i - 1, i + 1};
-  }
   for (int32_t i = 0; i < size; ++i) add_candidate(i);
   std::make_heap(heap.begin(), heap.end(), is_later);
   while (!heap.empty()) {

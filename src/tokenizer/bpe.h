@@ -24,9 +24,9 @@ class MergeTable {
 
   /// Room for num_merges.
   explicit MergeTable(size_t num_merges);
-  /// Adds the merge of the next rank, 0 first. Returns the rank that this pair already has (then
-  /// nothing changes), or -1.
-  int32_t add(const Merge& merge);
+  /// Adds the merge of the next rank, 0 first. A pair that is there already gets the new rank, as
+  /// in `tokenizers`.
+  void add(const Merge& merge);
   /// Rank of a pair, lower goes first; -1 when it does not merge.
   int32_t find(int32_t left, int32_t right) const {
     const Key key = make_key(left, right);
@@ -66,12 +66,23 @@ class MergeTable {
   size_t mask_;
 };
 
+/// How a piece of text becomes its first symbols, and when it is not merged at all.
+struct BpeOptions {
+  std::array<int32_t, 256> byte_ids{};  // tokens of the single bytes; -1: the byte has none
+  int32_t unk_id = -1;                  // stands for a byte without a token; -1: it is dropped
+  bool fuses_unk = false;               // one unk_id stands for a run of such bytes
+  /// A piece that is a token becomes that token, whatever the merges say; but for those of
+  /// never_whole, which text must not give.
+  bool ignores_merges = false;
+  std::vector<int32_t> never_whole = {};
+};
+
 /// Byte-pair encoding of one piece of text: of all neighbours that merge, the pair of lowest rank
 /// (the leftmost of equals) is merged first. Immutable and thread safe.
+/// Source: BPE of Hugging Face `tokenizers`.
 class Bpe {
  public:
-  /// `byte_ids` are the tokens of the 256 single bytes.
-  Bpe(TokenTable tokens, MergeTable merges, const std::array<int32_t, 256>& byte_ids);
+  Bpe(TokenTable tokens, MergeTable merges, const BpeOptions& options);
 
   /// Working memory of one thread, reused from piece to piece.
   class Scratch {
@@ -105,6 +116,9 @@ class Bpe {
   // tokens that nothing leads to; found out at the first use, the same for every thread.
   enum class WholeState : uint8_t { kUnknown, kWhole, kUnreachable };
 
+  // Calls add(id) for each of the symbols that `piece` starts as.
+  template <typename Add>
+  void start(std::string_view piece, const Add& add) const;
   void merge(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const;
   void merge_short(std::string_view piece, std::vector<int32_t>& ids) const;
   void merge_long(std::string_view piece, Scratch& scratch, std::vector<int32_t>& ids) const;
@@ -112,6 +126,9 @@ class Bpe {
   TokenTable tokens_;
   MergeTable merges_;
   std::array<int32_t, 256> byte_ids_;
+  bool lacks_bytes_;
+  int32_t unk_id_;
+  bool fuses_unk_;
   std::unique_ptr<std::atomic<WholeState>[]> whole_states_;  // [tokens.size()]
 };
 

@@ -32,12 +32,11 @@ bool expect_bool(const json::value& value, const std::string& where) {
   return value.get_bool();
 }
 
-int32_t expect_id(const json::value& value, int32_t limit, const std::string& where) {
+int64_t expect_id(const json::value& value, const std::string& where) {
   // Boost.JSON holds an integer as int64 when it fits, else as uint64 or double.
-  CARAVAN_CHECK_CODE(value.is_int64() && value.get_int64() >= 0 && value.get_int64() < limit,
-                     kCorrupt, "{}: got {}, expected an id from 0 to {}", where, describe(value),
-                     limit - 1);
-  return static_cast<int32_t>(value.get_int64());
+  CARAVAN_CHECK_CODE(value.is_int64() && value.get_int64() >= 0, kCorrupt,
+                     "{}: got {}, expected an id, 0 or more", where, describe(value));
+  return value.get_int64();
 }
 
 const json::value* find_field(const json::object& object, std::string_view key) {

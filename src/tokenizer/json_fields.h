@@ -17,8 +17,8 @@ const boost::json::object& expect_object(const boost::json::value& value, const 
 const boost::json::array& expect_array(const boost::json::value& value, const std::string& where);
 std::string_view expect_string(const boost::json::value& value, const std::string& where);
 bool expect_bool(const boost::json::value& value, const std::string& where);
-/// A non-negative integer below `limit`.
-int32_t expect_id(const boost::json::value& value, int32_t limit, const std::string& where);
+/// A non-negative integer.
+int64_t expect_id(const boost::json::value& value, const std::string& where);
 
 /// The field of an object, or nullptr when it is absent or null.
 const boost::json::value* find_field(const boost::json::object& object, std::string_view key);

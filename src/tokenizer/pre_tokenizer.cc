@@ -1,6 +1,8 @@
 #include "tokenizer/pre_tokenizer.h"
 
+#include <algorithm>
 #include <array>
+#include <iterator>
 
 #include "tokenizer/utf8.h"
 
@@ -9,6 +11,31 @@ namespace caravan {
 namespace {
 
 #include "tokenizer/char_class_tables.inc"
+
+struct CharRange {
+  uint32_t first;
+  uint32_t last;
+};
+
+#include "tokenizer/word_char_table.inc"
+
+bool is_word_char(uint32_t code_point) {
+  const CharRange* range =
+      std::partition_point(std::begin(kWordRanges), std::end(kWordRanges),
+                           [&](const CharRange& r) { return r.last < code_point; });
+  return range != std::end(kWordRanges) && range->first <= code_point;
+}
+
+// Where the last character of a text that is not empty starts, if it is valid UTF-8; else at one of
+// its last bytes.
+size_t last_char_begin(std::string_view text) {
+  size_t start = text.size() - 1;
+  while (start > 0 && text.size() - start < 4 &&
+         (static_cast<uint8_t>(text[start]) & 0xC0) == 0x80) {
+    --start;
+  }
+  return start;
+}
 
 constexpr uint8_t kMultiByte = 4;  // in kByteClass: look at the whole character
 
@@ -105,15 +132,26 @@ size_t leading_space(std::string_view text) { return run_end(text, 0, CharClass:
 size_t trailing_space(std::string_view text) {
   size_t begin = text.size();
   while (begin > 0) {
-    size_t start = begin - 1;
-    while (start > 0 && begin - start < 4 && (static_cast<uint8_t>(text[start]) & 0xC0) == 0x80) {
-      --start;
-    }
+    const size_t start = last_char_begin(text.substr(0, begin));
     const ClassifiedChar c = classify(text, start);
     if (c.char_class != CharClass::kSpace || start + c.num_bytes != begin) break;
     begin = start;
   }
   return text.size() - begin;
+}
+
+bool starts_with_word(std::string_view text) {
+  if (text.empty()) return false;
+  const Utf8Char c = decode_utf8(text, 0);
+  return c.state == Utf8Char::State::kValid && is_word_char(c.code_point);
+}
+
+bool ends_with_word(std::string_view text) {
+  if (text.empty()) return false;
+  const size_t start = last_char_begin(text);
+  const Utf8Char c = decode_utf8(text, start);
+  return c.state == Utf8Char::State::kValid && start + c.num_bytes == text.size() &&
+         is_word_char(c.code_point);
 }
 
 }  // namespace caravan

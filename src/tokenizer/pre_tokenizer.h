@@ -23,4 +23,9 @@ size_t gpt2_piece_end(std::string_view text, size_t begin);
 size_t leading_space(std::string_view text);
 size_t trailing_space(std::string_view text);
 
+/// Whether `text` starts or ends with a character of a word: \w of Unicode, by the version of
+/// `tokenizers`.
+bool starts_with_word(std::string_view text);
+bool ends_with_word(std::string_view text);
+
 }  // namespace caravan

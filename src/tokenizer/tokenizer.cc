@@ -23,9 +23,12 @@ std::optional<std::string> read_if_there(const std::string& directory, const cha
 struct Tokenizer::Impl {
   explicit Impl(LoadedTokenizer&& files)
       : loaded(std::move(files)), is_special(static_cast<size_t>(loaded.bpe.tokens().size())) {
+    std::vector<AddedToken> ordinary;
     for (const AddedToken& token : loaded.added_tokens.tokens()) {
       is_special[static_cast<size_t>(token.id)] = token.is_special;
+      if (!token.is_special) ordinary.push_back(token);
     }
+    ordinary_added_tokens = AddedTokens(std::move(ordinary));
   }
 
   void check_id(int32_t id) const {
@@ -53,7 +56,8 @@ struct Tokenizer::Impl {
   }
 
   LoadedTokenizer loaded;
-  std::vector<bool> is_special;  // [vocab_size]
+  AddedTokens ordinary_added_tokens{{}};  // those that are not special
+  std::vector<bool> is_special;           // [vocab_size]
 };
 
 Tokenizer::Tokenizer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -69,9 +73,9 @@ Tokenizer Tokenizer::from_directory(const std::string& directory) {
   if (!files.tokenizer_json) {
     files.vocab_json = read_if_there(directory, "vocab.json");
     files.merges_txt = read_if_there(directory, "merges.txt");
-    files.added_tokens_json = read_if_there(directory, "added_tokens.json");
-    files.special_tokens_map_json = read_if_there(directory, "special_tokens_map.json");
   }
+  files.added_tokens_json = read_if_there(directory, "added_tokens.json");
+  files.special_tokens_map_json = read_if_there(directory, "special_tokens_map.json");
   return from_files(files);
 }
 
@@ -83,13 +87,15 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions opti
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 4 + 8);  // English has about 4.4 bytes a token
   Bpe::Scratch scratch;
-  if (!options.parse_special) {
-    impl_->encode_text(text, scratch, ids);
-    return ids;
-  }
-  impl_->loaded.added_tokens.split(
+  const std::vector<int32_t>& prefix = impl_->loaded.prompt_prefix;
+  const std::vector<int32_t>& suffix = impl_->loaded.prompt_suffix;
+  if (options.add_special) ids.insert(ids.end(), prefix.begin(), prefix.end());
+  const AddedTokens& added_tokens =
+      options.parse_special ? impl_->loaded.added_tokens : impl_->ordinary_added_tokens;
+  added_tokens.split(
       text, [&](std::string_view ordinary) { impl_->encode_text(ordinary, scratch, ids); },
       [&](int32_t id) { ids.push_back(id); });
+  if (options.add_special) ids.insert(ids.end(), suffix.begin(), suffix.end());
   return ids;
 }
 
@@ -120,6 +126,26 @@ int32_t Tokenizer::vocab_size() const { return impl_->loaded.bpe.tokens().size()
 int32_t Tokenizer::token_id(std::string_view content) const {
   const AddedToken* added = impl_->loaded.added_tokens.find(content);
   return added != nullptr ? added->id : impl_->loaded.bpe.tokens().find(content);
+}
+
+const Tokenizer& TokenizerOrReason::value() const {
+  if (!tokenizer) throw_error(code, reason);
+  return *tokenizer;
+}
+
+TokenizerOrReason try_load_tokenizer(const std::string& directory) {
+  TokenizerOrReason result;
+  try {
+    result.tokenizer = Tokenizer::from_directory(directory);
+  } catch (const Error& error) {
+    const bool is_reason = error.code() == ErrorCode::kNotFound ||
+                           error.code() == ErrorCode::kCorrupt ||
+                           error.code() == ErrorCode::kUnsupported;
+    if (!is_reason) throw;
+    result.code = error.code();
+    result.reason = error.what();
+  }
+  return result;
 }
 
 }  // namespace caravan

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/error.h"
+
 namespace caravan {
 
 /// Contents of a tokenizer's files, each of them as it is on disk, or absent.
@@ -23,8 +25,8 @@ struct TokenizerFiles {
 /// GPT-2 byte-level BPE. Immutable after loading; every method is thread safe.
 class Tokenizer {
  public:
-  /// Reads tokenizer.json, or else vocab.json + merges.txt (+ added_tokens.json and
-  /// special_tokens_map.json); of tokenizer_config.json what changes ids. Files of at most 64 MiB.
+  /// Reads tokenizer.json, or else vocab.json + merges.txt; and beside either what changes ids in
+  /// added_tokens.json, special_tokens_map.json and tokenizer_config.json. Files of at most 64 MiB.
   /// Errors: kNotFound when neither form is there; kCorrupt and kUnsupported with one line naming
   /// the file, the place, what was found and what was expected.
   static Tokenizer from_directory(const std::string& directory);
@@ -36,12 +38,17 @@ class Tokenizer {
   ~Tokenizer();
 
   struct EncodeOptions {
-    /// false: text that looks like a special or added token ("<|endoftext|>") is ordinary text.
+    /// false: text that looks like a special token ("<|endoftext|>") is ordinary text. Added tokens
+    /// that no file calls special are part of the vocabulary and found always.
     bool parse_special = false;
+    /// true: with the tokens that the tokenizer puts around a prompt (bos_token where the files ask
+    /// for it), as transformers does unless add_special_tokens is false. Mostly there are none.
+    bool add_special = false;
   };
   /// Any bytes; ill-formed UTF-8 is encoded byte by byte, so that decode(encode(t)) == t, unless
-  /// the tokenizer adds a space before the text (add_prefix_space) or an added token takes the
-  /// space around it (lstrip, rstrip). Time: n log n for n bytes, whatever they are.
+  /// the tokenizer adds a space before the text (add_prefix_space), an added token takes the space
+  /// around it (lstrip, rstrip), or the vocabulary lacks tokens of single bytes. Time: n log n for
+  /// n bytes, whatever they are.
   std::vector<int32_t> encode(std::string_view text, EncodeOptions options) const;
   std::vector<int32_t> encode(std::string_view text) const { return encode(text, EncodeOptions()); }
 
@@ -67,5 +74,21 @@ class Tokenizer {
   explicit Tokenizer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+/// The tokenizer of a model directory, or why there is none. A model runs without one: on token
+/// ids.
+struct TokenizerOrReason {
+  std::optional<Tokenizer> tokenizer;
+  ErrorCode code = ErrorCode::kNotFound;  // of the reason
+  std::string reason;                     // one line that names the file; empty with a tokenizer
+
+  explicit operator bool() const { return tokenizer.has_value(); }
+  /// The tokenizer, for a caller that cannot do without. Errors: the reason, with its code.
+  const Tokenizer& value() const;
+};
+
+/// Reads a model directory's tokenizer. Files that are not there, broken, or of a kind that Caravan
+/// does not know are a reason, not an exception. Errors: kIo alone.
+TokenizerOrReason try_load_tokenizer(const std::string& directory);
 
 }  // namespace caravan

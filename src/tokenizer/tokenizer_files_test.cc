@@ -70,7 +70,7 @@ TEST(BadTokenizerFiles, TokenizerJson) {
            "/m/tokenizer.json: normalizer: got the string \"NFC\", expected an object"},
           {"\"pre_tokenizer\": {\"type\": \"ByteLevel\"",
            "\"pre_tokenizer\": {\"type\": \"Whitespace\"", kUnsupported,
-           "/m/tokenizer.json: pre_tokenizer: got Whitespace, only ByteLevel is supported"},
+           "/m/tokenizer.json: pre_tokenizer: got Whitespace, only one ByteLevel is supported"},
           {"\"add_prefix_space\": false", "\"add_prefix_space\": 0", kCorrupt,
            "/m/tokenizer.json: pre_tokenizer.add_prefix_space: got the number 0, expected true or "
            "false"},
@@ -81,9 +81,8 @@ TEST(BadTokenizerFiles, TokenizerJson) {
            "/m/tokenizer.json: pre_tokenizer: the field \"behavior\" is not known and might change "
            "the token ids"},
           {"\"post_processor\": {\"type\": \"ByteLevel\"}",
-           "\"post_processor\": {\"type\": \"TemplateProcessing\"}", kUnsupported,
-           "/m/tokenizer.json: post_processor: got TemplateProcessing, only ByteLevel or null is "
-           "supported"},
+           "\"post_processor\": {\"type\": \"TemplateProcessing\"}", kCorrupt,
+           "/m/tokenizer.json: post_processor: the field \"single\" is missing"},
           {"\"post_processor\": {\"type\": \"ByteLevel\"}", "\"post_processor\": {\"type\": 7}",
            kCorrupt, "/m/tokenizer.json: post_processor.type: got the number 7, expected a string"},
           {"\"decoder\": {\"type\": \"ByteLevel\"}", "\"decoder\": null", kUnsupported,
@@ -104,51 +103,35 @@ TEST(BadTokenizerFiles, TokenizerJson) {
            "supported"},
           {"\"end_of_word_suffix\": \"\"", "\"end_of_word_suffix\": \"</w>\"", kUnsupported,
            "/m/tokenizer.json: model.end_of_word_suffix: got \"</w>\", only \"\" is supported"},
-          {"\"byte_fallback\": false", "\"byte_fallback\": true", kUnsupported,
-           "/m/tokenizer.json: model.byte_fallback: got true, only false is supported"},
-          {"\"fuse_unk\": false", "\"ignore_merges\": true", kUnsupported,
-           "/m/tokenizer.json: model.ignore_merges: got true, only false is supported"},
           {"\"fuse_unk\": false", "\"max_length\": 5", kUnsupported,
            "/m/tokenizer.json: model: the field \"max_length\" is not known and might change the "
            "token ids"},
           {"\"merges\": [\"a b\", \"ab c\", [\"Ġ\", \"a\"]]", "\"merges\": {\"a\": \"b\"}",
            kCorrupt, "/m/tokenizer.json: model.merges: got an object, expected an array"},
           {"\"abc\": 257", "\"abc\": \"257\"", kCorrupt,
-           "/m/tokenizer.json: model.vocab[\"abc\"]: got the string \"257\", expected an id from 0 "
-           "to 260"},
+           "/m/tokenizer.json: model.vocab[\"abc\"]: got the string \"257\", expected an id, 0 or "
+           "more"},
           {"\"abc\": 257", "\"abc\": -1", kCorrupt,
-           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number -1, expected an id from 0 to "
-           "260"},
+           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number -1, expected an id, 0 or more"},
           {"\"abc\": 257", "\"abc\": 257.5", kCorrupt,
-           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number 257.5, expected an id from 0 "
-           "to 260"},
-          {"\"abc\": 257", "\"abc\": 261", kCorrupt,
-           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number 261, expected an id from 0 to "
-           "260"},
-          {"\"abc\": 257", "\"abc\": 99999999999", kCorrupt,
-           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number 99999999999, expected an id "
-           "from 0 to 260"},
+           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number 257.5, expected an id, 0 or "
+           "more"},
+          {"\"abc\": 257", "\"abc\": 99999999999", kUnsupported,
+           "/m/tokenizer.json: model.vocab[\"abc\"]: the id 99999999999 is too far above the 261 "
+           "tokens: at most 1048576 ids without a token are supported"},
           {"\"abc\": 257", "\"abc\": 1e3", kCorrupt,
-           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number 1000, expected an id from 0 to "
-           "260"},
+           "/m/tokenizer.json: model.vocab[\"abc\"]: got the number 1000, expected an id, 0 or "
+           "more"},
           {"\"abc\": 257", "\"abc\": 256", kCorrupt,
            "/m/tokenizer.json: model.vocab[\"abc\"]: id 256 belongs to the token \"ab\" already"},
-          {"\"abc\": 257", "\"\": 257", kCorrupt,
-           "/m/tokenizer.json: model.vocab[\"\"]: the token is empty"},
-          {"\"abc\": 257", "\"a bc\": 257", kUnsupported,
-           "/m/tokenizer.json: model.vocab[\"a bc\"]: the character U+0020 is not one of the 256 "
-           "that stand for bytes; only byte-level BPE is supported"},
-          {"\"abc\": 257", "\"▁abc\": 257", kUnsupported,
-           "/m/tokenizer.json: model.vocab[\"\\xe2\\x96\\x81abc\"]: the character U+2581 is not "
-           "one of the 256 that stand for bytes; only byte-level BPE is supported"},
+          {"\"abc\": 257", "\"a bc\": 257", kCorrupt,
+           "/m/tokenizer.json: model.merges[1]: the merged token \"abc\" is not in the vocabulary"},
+          {"\"abc\": 257", "\"▁abc\": 257", kCorrupt,
+           "/m/tokenizer.json: model.merges[1]: the merged token \"abc\" is not in the vocabulary"},
           {"\"abc\": 257", "\"ab\": 257", kCorrupt,
            "/m/tokenizer.json: offset 3440: the key \"ab\" appears twice in one object"},
-          {"\"Z\": 90, ", "", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1].id: got the number 260, expected an id from 0 to "
-           "259"},
           {"\"abc\": 257, ", "", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1].id: got the number 260, expected an id from 0 to "
-           "259"},
+           "/m/tokenizer.json: model.merges[1]: the merged token \"abc\" is not in the vocabulary"},
           {"[\"Ġ\", \"a\"]", "[\"Ġ\"]", kCorrupt,
            "/m/tokenizer.json: model.merges[2]: got an array of 1, expected two tokens"},
           {"[\"Ġ\", \"a\"]", "[\"Ġ\", 1]", kCorrupt,
@@ -172,9 +155,6 @@ TEST(BadTokenizerFiles, TokenizerJson) {
            "/m/tokenizer.json: model.merges[1]: the right token \"zz\" is not in the vocabulary"},
           {"\"ab c\"", "\"b c\"", kCorrupt,
            "/m/tokenizer.json: model.merges[1]: the merged token \"bc\" is not in the vocabulary"},
-          {"\"ab c\"", "\"a b\"", kCorrupt,
-           "/m/tokenizer.json: model.merges[1]: \"a b\" is listed twice, first as merge 0 counted "
-           "from 0"},
           {"\"ab c\"", "\"ab ▁\"", kCorrupt,
            "/m/tokenizer.json: model.merges[1]: the right token \"\\xe2\\x96\\x81\" is not in the "
            "vocabulary"},
@@ -184,30 +164,24 @@ TEST(BadTokenizerFiles, TokenizerJson) {
            "/m/tokenizer.json: added_tokens[0]: the field \"id\" is missing"},
           {"\"content\": \"[PAD]\",", "", kCorrupt,
            "/m/tokenizer.json: added_tokens[1]: the field \"content\" is missing"},
-          {"\"content\": \"[PAD]\"", "\"content\": \"\"", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1].id: the token is empty"},
           {"\"content\": \"[PAD]\"", "\"content\": 5", kCorrupt,
            "/m/tokenizer.json: added_tokens[1].content: got the number 5, expected a string"},
           {"\"content\": \"[PAD]\"", "\"content\": \"<|end|>\"", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1]: \"<|end|>\" is listed twice, first as "
-           "added_tokens[0]"},
+           "/m/tokenizer.json: added_tokens[1]: \"<|end|>\" has the id 260, but the id 259 in "
+           "/m/tokenizer.json: added_tokens[0]: make them equal"},
           {"\"content\": \"[PAD]\"", std::string("\"content\": \"") + std::string(1025, 'x') + "\"",
            kUnsupported,
-           "/m/tokenizer.json: added_tokens[1].id: the added token has 1025 bytes, at most 1024 "
-           "are supported"},
+           "/m/tokenizer.json: added_tokens[1]: the added token has 1025 bytes, at most 1024 are "
+           "supported"},
           {"\"id\": 260", "\"id\": 259", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1].id: id 259 belongs to the token \"<|end|>\" "
-           "already"},
+           "/m/tokenizer.json: added_tokens[1]: id 259 belongs to the token \"<|end|>\" already"},
           {"\"id\": 260", "\"id\": 3", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1].id: id 3 belongs to the token \"\\x03\" already"},
-          {"\"id\": 260", "\"id\": 262", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1].id: got the number 262, expected an id from 0 to "
-           "260"},
+           "/m/tokenizer.json: added_tokens[1]: id 3 belongs to the token \"\\x03\" already"},
           {"\"id\": 260", "\"id\": null", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1].id: got null, expected an id from 0 to 260"},
+           "/m/tokenizer.json: added_tokens[1].id: got null, expected an id, 0 or more"},
           {"\"id\": 259", "\"id\": 258", kCorrupt,
-           "/m/tokenizer.json: added_tokens[0].id: id 258, but the vocabulary gives \"<|end|>\" "
-           "the id 259"},
+           "/m/tokenizer.json: added_tokens[0]: id 258, but /m/tokenizer.json: model.vocab gives "
+           "\"<|end|>\" the id 259"},
           {"\"normalized\": true, \"special\": false", "\"normalized\": true, \"special\": 0",
            kCorrupt,
            "/m/tokenizer.json: added_tokens[1].special: got the number 0, expected true or false"},
@@ -215,12 +189,6 @@ TEST(BadTokenizerFiles, TokenizerJson) {
            kUnsupported,
            "/m/tokenizer.json: added_tokens[1]: the field \"weight\" is not known and might change "
            "the token ids"},
-          {"{\"id\": 260, \"content\": \"[PAD]\", \"single_word\": false",
-           "{\"id\": 260, \"content\": \"[PAD]\", \"single_word\": true", kUnsupported,
-           "/m/tokenizer.json: added_tokens[1].single_word: got true, only false is supported"},
-          {"\"Z\": 90", "\"ZZ\": 90", kCorrupt,
-           "/m/tokenizer.json: model.vocab: no token for the byte 0x5A; byte-level BPE needs all "
-           "256"},
           {"\"unk_token\": null", "\"dropout\": null", kCorrupt,
            "/m/tokenizer.json: offset 661: the key \"dropout\" appears twice in one object"},
           {"\"merges\": [\"a b\", \"ab c\", [\"Ġ\", \"a\"]]", "\"unk_id\": []", kUnsupported,
@@ -236,38 +204,28 @@ TEST(BadTokenizerFiles, ConfigBesideTokenizerJson) {
           {"", "{\"add_prefix_space\": \"no\"}", kCorrupt,
            "/m/tokenizer_config.json: add_prefix_space: got the string \"no\", expected true or "
            "false"},
-          {"", "{\"add_bos_token\": true}", kUnsupported,
-           "/m/tokenizer_config.json: add_bos_token: got true, only false is supported (write the "
-           "token in the text)"},
           {"", "[1]", kCorrupt, "/m/tokenizer_config.json: got an array, expected an object"},
       });
 }
 
 TEST(BadTokenizerFiles, VocabJson) {
-  expect_refused(
-      testing::tiny_vocab_and_merges(), &TokenizerFiles::vocab_json,
-      {
-          {"", "", kCorrupt, "/m/vocab.json: offset 0: not valid JSON: incomplete JSON"},
-          {"", "[]", kCorrupt, "/m/vocab.json: got an array, expected an object"},
-          {"", "{}", kCorrupt,
-           "/m/special_tokens_map.json: bos_token: \"<|end|>\" is neither in vocab.json nor an "
-           "added token"},
-          {"\"abc\": 257", "\"abc\": null", kCorrupt,
-           "/m/vocab.json[\"abc\"]: got null, expected an id from 0 to 260"},
-          {"\"abc\": 257", "\"abc\": 300", kCorrupt,
-           "/m/vocab.json[\"abc\"]: got the number 300, expected an id from 0 to 260"},
-          {"\"abc\": 257", "\"abc\": 1", kCorrupt,
-           "/m/vocab.json[\"abc\"]: id 1 belongs to the token \"\\x01\" already"},
-          {"\"abc\": 257", "\"▁abc\": 257", kUnsupported,
-           "/m/vocab.json[\"\\xe2\\x96\\x81abc\"]: the character U+2581 is not one of the 256 that "
-           "stand for bytes; only byte-level BPE is supported"},
-          {"\"abc\": 257, ", "", kCorrupt,
-           "/m/added_tokens.json[\"[PAD]\"]: got the number 260, expected an id from 0 to 259"},
-          {"\"!\": 33", "\"!\": 33, \"ab\": 1", kCorrupt,
-           "/m/vocab.json: offset 2627: the key \"ab\" appears twice in one object"},
-          {"\"Z\": 90", "\"ZZ\": 90", kCorrupt,
-           "/m/vocab.json: no token for the byte 0x5A; byte-level BPE needs all 256"},
-      });
+  expect_refused(testing::tiny_vocab_and_merges(), &TokenizerFiles::vocab_json,
+                 {
+                     {"", "", kCorrupt, "/m/vocab.json: offset 0: not valid JSON: incomplete JSON"},
+                     {"", "[]", kCorrupt, "/m/vocab.json: got an array, expected an object"},
+                     {"", "{}", kUnsupported,
+                      "/m/vocab.json: no byte has a token; only byte-level BPE is supported"},
+                     {"\"abc\": 257", "\"abc\": null", kCorrupt,
+                      "/m/vocab.json[\"abc\"]: got null, expected an id, 0 or more"},
+                     {"\"abc\": 257", "\"abc\": 1", kCorrupt,
+                      "/m/vocab.json[\"abc\"]: id 1 belongs to the token \"\\x01\" already"},
+                     {"\"abc\": 257", "\"▁abc\": 257", kCorrupt,
+                      "/m/merges.txt: line 3: the merged token \"abc\" is not in the vocabulary"},
+                     {"\"abc\": 257, ", "", kCorrupt,
+                      "/m/merges.txt: line 3: the merged token \"abc\" is not in the vocabulary"},
+                     {"\"!\": 33", "\"!\": 33, \"ab\": 1", kCorrupt,
+                      "/m/vocab.json: offset 2627: the key \"ab\" appears twice in one object"},
+                 });
 }
 
 TEST(BadTokenizerFiles, MergesTxt) {
@@ -282,12 +240,8 @@ TEST(BadTokenizerFiles, MergesTxt) {
            "/m/merges.txt: line 2: got \"abc\", expected two tokens with one space between them"},
           {"", "a b\nb c\n", kCorrupt,
            "/m/merges.txt: line 2: the merged token \"bc\" is not in the vocabulary"},
-          {"", "#version: 0.2\n#version: 0.2\n", kCorrupt,
-           "/m/merges.txt: line 2: the left token \"#version:\" is not in the vocabulary"},
           {"", "▁ a\n", kCorrupt,
            "/m/merges.txt: line 1: the left token \"\\xe2\\x96\\x81\" is not in the vocabulary"},
-          {"ab c", "a b", kCorrupt,
-           "/m/merges.txt: line 3: \"a b\" is listed twice, first as merge 0 counted from 0"},
           {"ab c", "\xff c", kCorrupt,
            "/m/merges.txt: line 3: the left token \"\\xff\" is not in the vocabulary"},
           {"ab c", "ab q", kCorrupt,
@@ -304,14 +258,11 @@ TEST(BadTokenizerFiles, AddedTokensJson) {
       {
           {"", "[]", kCorrupt, "/m/added_tokens.json: got an array, expected an object"},
           {"", "{\"[PAD]\": \"260\"}", kCorrupt,
-           "/m/added_tokens.json[\"[PAD]\"]: got the string \"260\", expected an id from 0 to 260"},
+           "/m/added_tokens.json[\"[PAD]\"]: got the string \"260\", expected an id, 0 or more"},
           {"", "{\"[PAD]\": 5}", kCorrupt,
            "/m/added_tokens.json[\"[PAD]\"]: id 5 belongs to the token \"\\x05\" already"},
-          {"", "{\"[PAD]\": 261}", kCorrupt,
-           "/m/added_tokens.json[\"[PAD]\"]: got the number 261, expected an id from 0 to 260"},
-          {"", "{\"\": 260}", kCorrupt, "/m/added_tokens.json[\"\"]: the token is empty"},
           {"", "{\"[PAD]\": 260, \"ab\": 3}", kCorrupt,
-           "/m/added_tokens.json[\"ab\"]: id 3, but the vocabulary gives \"ab\" the id 256"},
+           "/m/added_tokens.json[\"ab\"]: id 3, but /m/vocab.json gives \"ab\" the id 256"},
           {"", "{\"[PAD]\": 260", kCorrupt,
            "/m/added_tokens.json: offset 13: not valid JSON: incomplete JSON"},
       });
@@ -322,21 +273,13 @@ TEST(BadTokenizerFiles, SpecialTokensMapJson) {
       testing::tiny_vocab_and_merges(), &TokenizerFiles::special_tokens_map_json,
       {
           {"", "[]", kCorrupt, "/m/special_tokens_map.json: got an array, expected an object"},
-          {"", "{\"pad_token\": \"[MASK]\"}", kCorrupt,
-           "/m/special_tokens_map.json: pad_token: \"[MASK]\" is neither in vocab.json nor an "
-           "added token"},
           {"", "{\"pad_token\": 5}", kCorrupt,
            "/m/special_tokens_map.json: pad_token: got the number 5, expected a string"},
           {"", "{\"pad_token\": {\"lstrip\": true}}", kCorrupt,
            "/m/special_tokens_map.json: pad_token: the field \"content\" is missing"},
-          {"", "{\"pad_token\": {\"content\": \"[PAD]\", \"single_word\": true}}", kUnsupported,
-           "/m/special_tokens_map.json: pad_token.single_word: got true, only false is supported"},
           {"", "{\"additional_special_tokens\": \"[PAD]\"}", kCorrupt,
            "/m/special_tokens_map.json: additional_special_tokens: got the string \"[PAD]\", "
            "expected an array"},
-          {"", "{\"additional_special_tokens\": [\"[PAD]\", \"<s>\"]}", kCorrupt,
-           "/m/special_tokens_map.json: additional_special_tokens[1]: \"<s>\" is neither in "
-           "vocab.json nor an added token"},
       });
 }
 
@@ -347,9 +290,6 @@ TEST(BadTokenizerFiles, TokenizerConfigJson) {
           {"", "[]", kCorrupt, "/m/tokenizer_config.json: got an array, expected an object"},
           {"", "{\"add_prefix_space\": 1}", kCorrupt,
            "/m/tokenizer_config.json: add_prefix_space: got the number 1, expected true or false"},
-          {"", "{\"add_eos_token\": true}", kUnsupported,
-           "/m/tokenizer_config.json: add_eos_token: got true, only false is supported (write the "
-           "token in the text)"},
           {"", "{\"added_tokens_decoder\": []}", kCorrupt,
            "/m/tokenizer_config.json: added_tokens_decoder: got an array, expected an object"},
           {"", "{\"added_tokens_decoder\": {\"x\": {\"content\": \"[PAD]\"}}}", kCorrupt,
@@ -358,13 +298,8 @@ TEST(BadTokenizerFiles, TokenizerConfigJson) {
            "/m/tokenizer_config.json: added_tokens_decoder[\"260\"]: got the string \"[PAD]\", "
            "expected an object"},
           {"", "{\"added_tokens_decoder\": {\"261\": {\"content\": \"[PAD]\"}}}", kCorrupt,
-           "/m/added_tokens.json[\"[PAD]\"]: \"[PAD]\" has the number 260 as its id, but the "
-           "number 261 at /m/tokenizer_config.json: added_tokens_decoder[\"261\"]"},
-          {"",
-           "{\"added_tokens_decoder\": {\"260\": {\"content\": \"[PAD]\", \"single_word\": true}}}",
-           kUnsupported,
-           "/m/tokenizer_config.json: added_tokens_decoder[\"260\"].single_word: got true, only "
-           "false is supported"},
+           "/m/added_tokens.json[\"[PAD]\"]: \"[PAD]\" has the id 260, but the id 261 in "
+           "/m/tokenizer_config.json: added_tokens_decoder[\"261\"]: make them equal"},
       });
 }
 
@@ -423,6 +358,30 @@ TEST(TokenizerDirectory, SaysWhatIsMissing) {
   expect_error(
       [&] { Tokenizer::from_directory(folder.path() + "/none"); }, ErrorCode::kNotFound,
       folder.path() + "/none: no tokenizer: expected tokenizer.json, or vocab.json and merges.txt");
+}
+
+TEST(TokenizerDirectory, ATokenizerThatCannotBeReadIsAReason) {
+  Folder folder;
+  const TokenizerOrReason missing = try_load_tokenizer(folder.path());
+  EXPECT_FALSE(missing);
+  EXPECT_EQ(missing.reason, folder.path() +
+                                ": no tokenizer: expected tokenizer.json, or "
+                                "vocab.json and merges.txt");
+  expect_error([&] { missing.value(); }, ErrorCode::kNotFound, missing.reason);
+  folder.write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n");
+  EXPECT_EQ(try_load_tokenizer(folder.path()).code, ErrorCode::kCorrupt);
+  folder.write("tokenizer.json",
+               testing::replace_once(*testing::tiny_tokenizer_json().tokenizer_json,
+                                     "\"type\": \"BPE\"", "\"type\": \"WordPiece\""));
+  const TokenizerOrReason unsupported = try_load_tokenizer(folder.path());
+  EXPECT_FALSE(unsupported);
+  EXPECT_NE(unsupported.reason.find("got WordPiece"), std::string::npos) << unsupported.reason;
+  expect_error([&] { unsupported.value(); }, ErrorCode::kUnsupported, unsupported.reason);
+  folder.write("tokenizer.json", *testing::tiny_tokenizer_json().tokenizer_json);
+  const TokenizerOrReason loaded = try_load_tokenizer(folder.path());
+  ASSERT_TRUE(loaded);
+  EXPECT_EQ(loaded.reason, "");
+  EXPECT_EQ(loaded.value().vocab_size(), 261);
 }
 
 TEST(TokenizerDirectory, RefusesFilesThatAreTooLarge) {

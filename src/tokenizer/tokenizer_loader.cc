@@ -1,11 +1,15 @@
 #include "tokenizer/tokenizer_loader.h"
 
 #include <algorithm>
-#include <map>
+#include <set>
+#include <utility>
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/log.h"
+#include "tokenizer/added_token_set.h"
 #include "tokenizer/json_fields.h"
+#include "tokenizer/tokenizer_json.h"
 #include "tokenizer/vocabulary_builder.h"
 
 namespace caravan {
@@ -16,339 +20,245 @@ namespace {
 
 std::string_view view(const json::string_view& text) { return {text.data(), text.size()}; }
 
-// What tokenizer_config.json says about ids.
-struct TokenizerConfig {
-  std::optional<bool> has_prefix_space;
+// One of the JSON files; an empty object when it is absent.
+struct JsonFile {
+  JsonFile(const TokenizerFiles& files, const std::optional<std::string>& text, const char* name)
+      : where(files.directory + "/" + name), is_there(text.has_value()), value(json::object()) {
+    if (is_there) value = parse_json(*text, where);
+    expect_object(value, where);
+  }
+  const json::object& root() const { return value.get_object(); }
+  std::optional<bool> flag(const char* key) const {
+    const json::value* field = find_field(root(), key);
+    if (field == nullptr) return std::nullopt;
+    return expect_bool(*field, fmt::format("{}: {}", where, key));
+  }
+
   std::string where;
-  json::value root;  // an object, empty without the file
+  bool is_there;
+  json::value value;
 };
 
-TokenizerConfig read_tokenizer_config(const TokenizerFiles& files) {
-  TokenizerConfig config;
-  config.where = files.directory + "/tokenizer_config.json";
-  config.root = json::object();
-  if (!files.tokenizer_config_json) return config;
-  config.root = parse_json(*files.tokenizer_config_json, config.where);
-  const std::string where = config.where + ": ";
-  const json::object& root = expect_object(config.root, config.where);
-  if (const json::value* value = find_field(root, "add_prefix_space")) {
-    config.has_prefix_space = expect_bool(*value, where + "add_prefix_space");
-  }
-  for (const char* key : {"add_bos_token", "add_eos_token"}) {
-    const json::value* value = find_field(root, key);
-    CARAVAN_CHECK_CODE(value == nullptr || !expect_bool(*value, where + key), kUnsupported,
-                       "{}{}: got true, only false is supported (write the token in the text)",
-                       where, key);
-  }
-  return config;
+// transformers takes the class of a GPT-2 model when tokenizer_config.json names none.
+bool is_gpt2_class(const JsonFile& config) {
+  const json::value* name = find_field(config.root(), "tokenizer_class");
+  return name == nullptr || *name == "GPT2Tokenizer" || *name == "GPT2TokenizerFast";
 }
 
-// The flags that an added token has wherever it is written as an object.
-AddedToken read_added_token(const json::object& object, bool is_special, const std::string& where) {
-  check_keys(
-      object,
-      {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", "__type"},
-      where);
-  const json::value* content = object.if_contains("content");
-  CARAVAN_CHECK_CODE(content != nullptr, kCorrupt, "{}: the field \"content\" is missing", where);
+// ------------------------------------------------------------------------ tokens with a role
+
+struct NamedToken {
+  std::string role;
   AddedToken token;
-  token.content = expect_string(*content, where + ".content");
-  token.is_special = bool_field(object, "special", is_special, where);
-  token.strips_left = bool_field(object, "lstrip", false, where);
-  token.strips_right = bool_field(object, "rstrip", false, where);
-  token.is_normalized = bool_field(object, "normalized", !token.is_special, where);
-  CARAVAN_CHECK_CODE(!bool_field(object, "single_word", false, where), kUnsupported,
-                     "{}.single_word: got true, only false is supported", where);
+  std::string where;
+};
+
+constexpr std::string_view kRoles[] = {"bos_token", "eos_token", "unk_token", "sep_token",
+                                       "pad_token", "cls_token", "mask_token"};
+
+// A token that is named as a string or written as an object.
+AddedToken named_token(const json::value& value, const std::string& where) {
+  if (value.is_object()) return read_added_token(value.get_object(), true, where);
+  AddedToken token;
+  token.content = expect_string(value, where);
+  token.is_special = true;
   return token;
 }
 
-// ---------------------------------------------------------------- tokenizer.json
-
-// The name in the field "type" of a component such as "pre_tokenizer"; "null" without one.
-std::string component_type(const json::object& root, const char* name, const std::string& where) {
-  const json::value* value = find_field(root, name);
-  if (value == nullptr) return "null";
-  const std::string place = fmt::format("{}: {}", where, name);
-  const json::object& component = expect_object(*value, place);
-  const json::value* type = component.if_contains("type");
-  CARAVAN_CHECK_CODE(type != nullptr, kCorrupt, "{}: the field \"type\" is missing", place);
-  return std::string(expect_string(*type, place + ".type"));
-}
-
-void check_components(const json::object& root, const std::string& where) {
-  struct Component {
-    const char* name;
-    bool may_be_null;
-    bool may_be_byte_level;
-    const char* wanted;
-  };
-  constexpr Component kComponents[] = {
-      {"normalizer", true, false, "null"},
-      {"pre_tokenizer", false, true, "ByteLevel"},
-      {"post_processor", true, true, "ByteLevel or null"},
-      {"decoder", false, true, "ByteLevel"},
-  };
-  for (const Component& component : kComponents) {
-    const std::string type = component_type(root, component.name, where);
-    const bool is_good = (type == "null" && component.may_be_null) ||
-                         (type == "ByteLevel" && component.may_be_byte_level);
-    CARAVAN_CHECK_CODE(is_good, kUnsupported, "{}: {}: got {}, only {} is supported", where,
-                       component.name, printable(type), component.wanted);
-  }
-}
-
-void check_bpe_options(const json::object& model, const std::string& where) {
-  check_keys(model,
-             {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-              "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges"},
-             where);
-  if (const json::value* type = find_field(model, "type")) {
-    const std::string_view name = expect_string(*type, where + ".type");
-    CARAVAN_CHECK_CODE(name == "BPE", kUnsupported, "{}.type: got {}, only BPE is supported", where,
-                       printable(name));
-  }
-  if (const json::value* dropout = find_field(model, "dropout")) {
-    CARAVAN_CHECK_CODE(*dropout == json::value(0) || *dropout == json::value(0.0), kUnsupported,
-                       "{}.dropout: got {}, only null and 0 are supported", where,
-                       describe(*dropout));
-  }
-  for (const char* key : {"continuing_subword_prefix", "end_of_word_suffix"}) {
-    const json::value* value = find_field(model, key);
-    if (value == nullptr) continue;
-    const std::string_view text = expect_string(*value, fmt::format("{}.{}", where, key));
-    CARAVAN_CHECK_CODE(text.empty(), kUnsupported, "{}.{}: got \"{}\", only \"\" is supported",
-                       where, key, printable(text));
-  }
-  for (const char* key : {"byte_fallback", "ignore_merges"}) {
-    CARAVAN_CHECK_CODE(!bool_field(model, key, false, where), kUnsupported,
-                       "{}.{}: got true, only false is supported", where, key);
-  }
-}
-
-const json::value& required_field(const json::object& object, const char* key,
-                                  const std::string& where) {
-  const json::value* value = object.if_contains(key);
-  CARAVAN_CHECK_CODE(value != nullptr, kCorrupt, "{}: the field \"{}\" is missing", where, key);
-  return *value;
-}
-
-void read_added_tokens(const json::object& root, const std::string& where,
-                       VocabularyBuilder& builder) {
-  const json::value* list = find_field(root, "added_tokens");
-  if (list == nullptr) return;
-  std::map<std::string, size_t> seen;
-  const json::array& tokens = expect_array(*list, where + ": added_tokens");
-  for (size_t i = 0; i < tokens.size(); ++i) {
-    const std::string place = fmt::format("{}: added_tokens[{}]", where, i);
-    const json::object& object = expect_object(tokens[i], place);
-    AddedToken token = read_added_token(object, false, place);
-    const auto [it, is_new] = seen.emplace(token.content, i);
-    CARAVAN_CHECK_CODE(is_new, kCorrupt, "{}: \"{}\" is listed twice, first as added_tokens[{}]",
-                       place, printable(token.content), it->second);
-    builder.add_token(std::move(token), required_field(object, "id", place), place + ".id");
-  }
-}
-
-void read_json_merges(const json::array& merges, const std::string& where,
-                      VocabularyBuilder& builder) {
-  for (size_t i = 0; i < merges.size(); ++i) {
-    const auto place = [&] { return fmt::format("{}[{}]", where, i); };
-    const json::value& merge = merges[i];
-    std::string_view left;
-    std::string_view right;
-    if (merge.is_string()) {
-      const std::string_view text = view(merge.get_string());
-      CARAVAN_CHECK_CODE(split_merge(text, left, right), kCorrupt,
-                         "{}: got \"{}\", expected two tokens with one space between them", place(),
-                         printable(text));
-    } else {
-      const json::array& pair = expect_array(merge, place());
-      CARAVAN_CHECK_CODE(pair.size() == 2, kCorrupt, "{}: got an array of {}, expected two tokens",
-                         place(), pair.size());
-      left = expect_string(pair[0], place() + "[0]");
-      right = expect_string(pair[1], place() + "[1]");
-    }
-    builder.add_merge(left, right, place);
-  }
-}
-
-LoadedTokenizer load_tokenizer_json(const TokenizerFiles& files) {
-  const std::string where = files.directory + "/tokenizer.json";
-  const json::value document = parse_json(*files.tokenizer_json, where);
-  const json::object& root = expect_object(document, where);
-  // Truncation and padding are options of a call, not of the tokenizer: they are not applied here.
-  check_keys(root,
-             {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
-              "post_processor", "decoder", "model"},
-             where);
-  if (const json::value* version = find_field(root, "version")) {
-    const std::string_view text = expect_string(*version, where + ": version");
-    CARAVAN_CHECK_CODE(text == "1.0", kUnsupported, "{}: version: got \"{}\", expected \"1.0\"",
-                       where, printable(text));
-  }
-  check_components(root, where);
-  const std::string pre_where = where + ": pre_tokenizer";
-  const json::object& pre_tokenizer = root.at("pre_tokenizer").get_object();
-  check_keys(pre_tokenizer, {"type", "add_prefix_space", "trim_offsets", "use_regex"}, pre_where);
-
-  const std::string model_where = where + ": model";
-  const json::object& model = expect_object(required_field(root, "model", where), model_where);
-  check_bpe_options(model, model_where);
-  const json::object& vocab =
-      expect_object(required_field(model, "vocab", model_where), model_where + ".vocab");
-  const json::array& merges =
-      expect_array(required_field(model, "merges", model_where), model_where + ".merges");
-
-  VocabularyBuilder builder(vocab, model_where + ".vocab");
-  read_added_tokens(root, where, builder);
-  builder.finish_tokens(merges.size());
-  read_json_merges(merges, model_where + ".merges", builder);
-
-  // transformers lets tokenizer_config.json overrule the pre-tokenizer's own field.
-  const TokenizerConfig config = read_tokenizer_config(files);
-  const bool own_prefix_space = bool_field(pre_tokenizer, "add_prefix_space", false, pre_where);
-  return {builder.build_bpe(), AddedTokens(builder.take_added_tokens()),
-          config.has_prefix_space.value_or(own_prefix_space),
-          bool_field(pre_tokenizer, "use_regex", true, pre_where)};
-}
-
-// ------------------------------------------------- vocab.json, merges.txt and the files with them
-
-// Added tokens gathered from several files, which may name the same token.
-class AddedTokenSet {
+// The tokens that tokenizer_config.json and special_tokens_map.json name, in the order in which
+// transformers gives ids to those that have none. What the map says goes before the config.
+class NamedTokens {
  public:
-  explicit AddedTokenSet(const VocabularyBuilder& builder) : builder_(builder) {}
-
-  void add(AddedToken token, const json::value& id, const std::string& where) {
-    const std::string content = token.content;
-    const auto [it, is_new] = entries_.try_emplace(content, Entry{std::move(token), id, where});
-    const Entry& known = it->second;
-    CARAVAN_CHECK_CODE(
-        is_new || known.id == id, kCorrupt, "{}: \"{}\" has {} as its id, but {} at {}", where,
-        printable(known.token.content), describe(id), describe(known.id), known.where);
-  }
-
-  // A token that some field names as special: known already, or a token of the vocabulary.
-  void mark_special(AddedToken token, const std::string& where) {
-    const auto it = entries_.find(token.content);
-    if (it != entries_.end()) {
-      it->second.token.is_special = true;
-      it->second.token.is_normalized = false;
-      return;
+  NamedTokens(const JsonFile& config, const JsonFile* map) : config_(config), map_(map) {
+    for (const std::string_view role : kRoles) {
+      const auto [file, value] = find(role);
+      if (value == nullptr) continue;
+      roles_there_.insert(std::string(role));
+      if (!value->is_null()) add(role, *value, fmt::format("{}: {}", file->where, role));
     }
-    const json::value* id = builder_.vocab_id(token.content);
-    CARAVAN_CHECK_CODE(id != nullptr, kCorrupt,
-                       "{}: \"{}\" is neither in vocab.json nor an added token", where,
-                       printable(token.content));
-    add(std::move(token), *id, where);
+    for (const JsonFile* file : {&config_, map_}) {
+      if (file != nullptr) add_roles_of_the_model(*file);
+    }
+    if (!add_list("extra_special_tokens")) add_list("additional_special_tokens");
   }
 
-  bool empty() const { return entries_.empty(); }
-  void move_to(VocabularyBuilder& builder) {
-    for (auto& [content, entry] : entries_) {
-      builder.add_token(std::move(entry.token), entry.id, entry.where);
-    }
-  }
+  const std::vector<NamedToken>& tokens() const { return tokens_; }
+  bool contains(std::string_view content) const { return contents_.contains(content); }
+  // Whether a file speaks of this role, if only to say null.
+  bool has_role(std::string_view role) const { return roles_there_.contains(role); }
 
  private:
-  struct Entry {
-    AddedToken token;
-    json::value id;
-    std::string where;
-  };
-  const VocabularyBuilder& builder_;
-  std::map<std::string, Entry> entries_;
-};
-
-AddedToken plain_added_token(std::string_view content, bool is_special) {
-  AddedToken token;
-  token.content = content;
-  token.is_special = is_special;
-  token.is_normalized = !is_special;
-  return token;
-}
-
-constexpr const char* kSpecialFields[] = {"bos_token", "eos_token", "unk_token", "sep_token",
-                                          "pad_token", "cls_token", "mask_token"};
-
-void mark_special_value(const json::value& value, const std::string& where, AddedTokenSet& tokens) {
-  if (value.is_object()) {
-    tokens.mark_special(read_added_token(value.get_object(), true, where), where);
-  } else {
-    tokens.mark_special(plain_added_token(expect_string(value, where), true), where);
+  std::pair<const JsonFile*, const json::value*> find(std::string_view key) const {
+    for (const JsonFile* file : {map_, &config_}) {
+      const json::value* value = file == nullptr ? nullptr : file->root().if_contains(key);
+      if (value != nullptr) return {file, value};
+    }
+    return {nullptr, nullptr};
   }
-}
 
-// The special tokens that special_tokens_map.json or tokenizer_config.json names.
-void read_special_tokens(const json::object& root, const std::string& where,
-                         AddedTokenSet& tokens) {
-  for (const char* key : kSpecialFields) {
-    const json::value* value = find_field(root, key);
-    if (value != nullptr) mark_special_value(*value, fmt::format("{}: {}", where, key), tokens);
+  void add(std::string_view role, const json::value& value, const std::string& where) {
+    tokens_.push_back({std::string(role), named_token(value, where), where});
+    contents_.insert(tokens_.back().token.content);
   }
-  const std::string place = where + ": additional_special_tokens";
-  if (const json::value* list = find_field(root, "additional_special_tokens")) {
-    const json::array& values = expect_array(*list, place);
-    for (size_t i = 0; i < values.size(); ++i) {
-      mark_special_value(values[i], fmt::format("{}[{}]", place, i), tokens);
+
+  // "speaker_token": "<speaker>" and other roles that only this model has.
+  void add_roles_of_the_model(const JsonFile& file) {
+    for (const auto& member : file.root()) {
+      const std::string_view key = view(member.key());
+      const bool is_role = key.ends_with("_token") && member.value().is_string() &&
+                           std::find(std::begin(kRoles), std::end(kRoles), key) == std::end(kRoles);
+      if (is_role) add(key, member.value(), fmt::format("{}: {}", file.where, printable(key)));
     }
   }
-}
+
+  // An array, or an object whose values are the tokens. Returns false for none.
+  bool add_list(const char* key) {
+    const auto [file, value] = find(key);
+    if (value == nullptr || value->is_null()) return false;
+    const std::string where = fmt::format("{}: {}", file->where, key);
+    if (value->is_object()) {
+      for (const auto& member : value->get_object()) {
+        add(key, member.value(), fmt::format("{}[\"{}\"]", where, printable(view(member.key()))));
+      }
+      return !value->get_object().empty();
+    }
+    const json::array& values = expect_array(*value, where);
+    for (size_t i = 0; i < values.size(); ++i) add(key, values[i], fmt::format("{}[{}]", where, i));
+    return !values.empty();
+  }
+
+  const JsonFile& config_;
+  const JsonFile* map_;
+  std::vector<NamedToken> tokens_;
+  std::set<std::string, std::less<>> contents_;
+  std::set<std::string, std::less<>> roles_there_;
+};
+
+// -------------------------------------------------------------------------- added tokens
 
 // "added_tokens_decoder": {"50256": {"content": "<|endoftext|>", ...}, ...}
-void read_added_tokens_decoder(const TokenizerConfig& config, AddedTokenSet& tokens) {
-  const json::value* decoder = find_field(config.root.get_object(), "added_tokens_decoder");
-  if (decoder == nullptr) return;
-  const std::string where = config.where + ": added_tokens_decoder";
-  for (const auto& member : expect_object(*decoder, where)) {
+void read_added_tokens_decoder(const json::value& decoder, const std::string& where,
+                               AddedTokenSet& tokens) {
+  for (const auto& member : expect_object(decoder, where)) {
     const std::string_view key = view(member.key());
     const std::string place = fmt::format("{}[\"{}\"]", where, printable(key));
     const bool is_number =
         !key.empty() && key.size() <= 9 &&
         std::all_of(key.begin(), key.end(), [](char c) { return c >= '0' && c <= '9'; });
     CARAVAN_CHECK_CODE(is_number, kCorrupt, "{}: the key is not an id", place);
-    const int64_t id = std::stoll(std::string(key));
-    tokens.add(read_added_token(expect_object(member.value(), place), false, place), id, place);
+    tokens.add(read_added_token(expect_object(member.value(), place), false, place),
+               std::stoll(std::string(key)), place, AddedTokenSet::IfKnown::kReplace);
   }
 }
 
-void read_vocab_added_tokens(const TokenizerFiles& files, const TokenizerConfig& config,
-                             VocabularyBuilder& builder) {
-  AddedTokenSet tokens(builder);
-  // First the form that knows the most about each token.
-  read_added_tokens_decoder(config, tokens);
-  if (files.added_tokens_json) {
-    const std::string where = files.directory + "/added_tokens.json";
-    const json::value root = parse_json(*files.added_tokens_json, where);
-    for (const auto& member : expect_object(root, where)) {
-      const std::string place = fmt::format("{}[\"{}\"]", where, printable(view(member.key())));
-      tokens.add(plain_added_token(view(member.key()), false), member.value(), place);
+// {"<pad>": 50257, ...}. Where tokenizer_config.json has an added_tokens_decoder, transformers
+// takes no new tokens from this file.
+void read_added_tokens_json(const JsonFile& file, bool is_read, const NamedTokens& named,
+                            AddedTokenSet& tokens, const VocabularyBuilder& builder) {
+  size_t num_ignored = 0;
+  std::string first_ignored;
+  for (const auto& member : file.root()) {
+    const std::string_view content = view(member.key());
+    const std::string place = fmt::format("{}[\"{}\"]", file.where, printable(content));
+    const int64_t id = expect_id(member.value(), place);
+    const bool is_known = tokens.contains(content) || builder.vocab_id(content) != nullptr;
+    if (!is_read && !is_known) {
+      if (++num_ignored == 1) first_ignored = place;
+      continue;
     }
+    AddedToken token;
+    token.content = content;
+    token.is_special = named.contains(content);
+    token.is_normalized = !token.is_special;
+    tokens.add(std::move(token), id, place, AddedTokenSet::IfKnown::kKeep);
   }
-  if (files.special_tokens_map_json) {
-    const std::string where = files.directory + "/special_tokens_map.json";
-    const json::value root = parse_json(*files.special_tokens_map_json, where);
-    read_special_tokens(expect_object(root, where), where, tokens);
-  } else {
-    read_special_tokens(config.root.get_object(), config.where, tokens);
+  if (num_ignored == 0) return;
+  log_warning(
+      "{}{}: ignored, as in transformers: added_tokens_decoder of tokenizer_config.json does "
+      "not list it",
+      first_ignored, num_ignored == 1 ? "" : fmt::format(" and {} others", num_ignored - 1));
+}
+
+// Gathers the added tokens of all files beside tokenizer.json, whose own are in `tokens` already.
+// Source: transformers 5.24, PreTrainedTokenizerBase._from_pretrained and TokenizersBackend.
+void read_side_files(const TokenizerFiles& files, const JsonFile& config,
+                     const VocabularyBuilder& builder, AddedTokenSet& tokens) {
+  const json::value* decoder = find_field(config.root(), "added_tokens_decoder");
+  if (decoder != nullptr) {
+    read_added_tokens_decoder(*decoder, config.where + ": added_tokens_decoder", tokens);
   }
-  // What GPT2Tokenizer of transformers assumes when no file says anything.
-  constexpr std::string_view kDefaultSpecial = "<|endoftext|>";
-  if (tokens.empty() && builder.vocab_id(kDefaultSpecial) != nullptr) {
-    tokens.mark_special(plain_added_token(kDefaultSpecial, true), "");
+  const JsonFile added(files, files.added_tokens_json, "added_tokens.json");
+  const JsonFile map(files, files.special_tokens_map_json, "special_tokens_map.json");
+  const NamedTokens named(config, decoder == nullptr ? &map : nullptr);
+  read_added_tokens_json(added, decoder == nullptr, named, tokens, builder);
+  for (const NamedToken& n : named.tokens()) tokens.name_special(n.token, n.role, n.where);
+  if (!is_gpt2_class(config)) return;
+  for (const char* role : {"bos_token", "eos_token", "unk_token"}) {
+    if (!named.has_role(role)) tokens.name_default("<|endoftext|>", role);
   }
-  tokens.move_to(builder);
+}
+
+// ------------------------------------------------------------------------------ the two forms
+
+LoadedTokenizer load_tokenizer_json(const TokenizerFiles& files) {
+  const JsonFile file(files, files.tokenizer_json, "tokenizer.json");
+  TokenizerJsonParts parts = read_tokenizer_json_parts(file.root(), file.where);
+  const auto field = [](const json::object& object, const char* key,
+                        const std::string& where) -> const json::value& {
+    const json::value* value = object.if_contains(key);
+    CARAVAN_CHECK_CODE(value != nullptr, kCorrupt, "{}: the field \"{}\" is missing", where, key);
+    return *value;
+  };
+  const std::string model_where = file.where + ": model";
+  const json::object& model = expect_object(field(file.root(), "model", file.where), model_where);
+  const BpeFields bpe_fields = read_bpe_fields(model, model_where);
+  const json::object& vocab =
+      expect_object(field(model, "vocab", model_where), model_where + ".vocab");
+  const json::array& merges =
+      expect_array(field(model, "merges", model_where), model_where + ".merges");
+
+  const JsonFile config(files, files.tokenizer_config_json, "tokenizer_config.json");
+  VocabularyBuilder builder(vocab, model_where + ".vocab");
+  AddedTokenSet tokens(builder);
+  read_json_added_tokens(file.root(), file.where, tokens);
+  read_side_files(files, config, builder, tokens);
+  tokens.move_to_builder();
+  builder.finish_tokens(merges.size(), bpe_fields);
+  read_json_merges(merges, model_where + ".merges", builder);
+
+  const std::optional<bool> prefix_space = config.flag("add_prefix_space");
+  if (config.is_there && is_gpt2_class(config) && parts.may_override_prefix_space) {
+    parts.has_prefix_space = prefix_space.value_or(false);
+  }
+  const bool adds_nothing = parts.prompt_prefix.empty() && parts.prompt_suffix.empty();
+  for (const char* key : {"add_bos_token", "add_eos_token"}) {
+    if (!config.flag(key).value_or(false) || !adds_nothing) continue;
+    log_warning(
+        "{}: {}: ignored, as in transformers: the post_processor of tokenizer.json decides "
+        "and adds nothing",
+        config.where, key);
+  }
+  return {.bpe = builder.build_bpe(),
+          .added_tokens = AddedTokens(builder.take_added_tokens()),
+          .has_prefix_space = parts.has_prefix_space,
+          .uses_split_pattern = parts.uses_split_pattern,
+          .prompt_prefix = std::move(parts.prompt_prefix),
+          .prompt_suffix = std::move(parts.prompt_suffix)};
 }
 
 void read_merges_txt(std::string_view text, const std::string& where, VocabularyBuilder& builder) {
+  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
+  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+  constexpr const char* kBlanks = " \t\r";
+  const size_t text_end = text.find_last_not_of(" \t\r\n") + 1;  // 0 for none
   size_t line_number = 0;
-  for (size_t begin = 0; begin < text.size();) {
+  for (size_t begin = 0; begin < text_end;) {
     ++line_number;
     const size_t end = std::min(text.find('\n', begin), text.size());
     std::string_view line = text.substr(begin, end - begin);
     begin = end + 1;
-    if (line.ends_with('\r')) line.remove_suffix(1);
-    if (line_number == 1 && line.starts_with("#version")) continue;
+    if (line.starts_with("#version")) continue;
+    line = line.substr(0, line.find_last_not_of(kBlanks) + 1);
     const auto place = [&] { return fmt::format("{}: line {}", where, line_number); };
     std::string_view left;
     std::string_view right;
@@ -360,16 +270,29 @@ void read_merges_txt(std::string_view text, const std::string& where, Vocabulary
 }
 
 LoadedTokenizer load_vocab_and_merges(const TokenizerFiles& files) {
-  const std::string where = files.directory + "/vocab.json";
-  const json::value document = parse_json(*files.vocab_json, where);
-  VocabularyBuilder builder(expect_object(document, where), where);
-  const TokenizerConfig config = read_tokenizer_config(files);
-  read_vocab_added_tokens(files, config, builder);
+  const JsonFile vocab(files, files.vocab_json, "vocab.json");
+  const JsonFile config(files, files.tokenizer_config_json, "tokenizer_config.json");
+  VocabularyBuilder builder(vocab.root(), vocab.where);
+  AddedTokenSet tokens(builder);
+  read_side_files(files, config, builder, tokens);
+  const std::string bos = tokens.token_of("bos_token");
+  const std::string eos = tokens.token_of("eos_token");
+  tokens.move_to_builder();
   const std::string& merges = *files.merges_txt;
-  builder.finish_tokens(static_cast<size_t>(std::count(merges.begin(), merges.end(), '\n')) + 1);
+  builder.finish_tokens(static_cast<size_t>(std::count(merges.begin(), merges.end(), '\n')) + 1,
+                        {});
   read_merges_txt(merges, files.directory + "/merges.txt", builder);
-  return {builder.build_bpe(), AddedTokens(builder.take_added_tokens()),
-          config.has_prefix_space.value_or(false)};
+
+  LoadedTokenizer loaded{.bpe = builder.build_bpe(),
+                         .added_tokens = AddedTokens(builder.take_added_tokens()),
+                         .has_prefix_space = config.flag("add_prefix_space").value_or(false)};
+  const auto ids_of = [&](const char* flag, const std::string& content) {
+    if (!config.flag(flag).value_or(false) || content.empty()) return std::vector<int32_t>{};
+    return std::vector<int32_t>{loaded.added_tokens.find(content)->id};
+  };
+  loaded.prompt_prefix = ids_of("add_bos_token", bos);
+  loaded.prompt_suffix = ids_of("add_eos_token", eos);
+  return loaded;
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "tokenizer/added_tokens.h"
@@ -14,6 +15,8 @@ struct LoadedTokenizer {
   AddedTokens added_tokens;
   bool has_prefix_space = false;  // a space goes before each stretch of text without one
   bool uses_split_pattern = true;
+  std::vector<int32_t> prompt_prefix = {};  // ids around a prompt
+  std::vector<int32_t> prompt_suffix = {};
 };
 
 /// Reads the contents of tokenizer files. Errors: as Tokenizer::from_files.

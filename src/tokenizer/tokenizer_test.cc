@@ -447,10 +447,9 @@ TEST(Bpe, LongPiecesCostAtMostThreeLookupsAByte) {
   tokens.set(256, "aa", true);
   tokens.set(257, "aaaa", true);
   MergeTable merges(2);
-  EXPECT_EQ(merges.add({'a', 'a', 256}), -1);
-  EXPECT_EQ(merges.add({256, 256, 257}), -1);
-  EXPECT_EQ(merges.add({'a', 'a', 256}), 0);
-  const Bpe bpe(std::move(tokens), std::move(merges), byte_ids);
+  merges.add({'a', 'a', 256});
+  merges.add({256, 256, 257});
+  const Bpe bpe(std::move(tokens), std::move(merges), {.byte_ids = byte_ids});
   for (const std::string unit : {"a", "ab", "aaab", " "}) {
     Bpe::Scratch scratch;
     Ids ids;
