@@ -5,6 +5,7 @@
 #include <cstdio>
 
 #include "core/error.h"
+#include "core/json_text.h"
 
 namespace caravan {
 
@@ -213,7 +214,7 @@ BenchReport::BenchReport(BenchSubject subject, bool is_json)
 
 void BenchReport::add(const BenchRow& row) {
   if (is_json_) {
-    std::printf("%s\n", boost::json::serialize(bench_row_to_json(row, subject_)).c_str());
+    std::printf("%s\n", to_json_text(bench_row_to_json(row, subject_)).c_str());
     std::fflush(stdout);
     return;
   }

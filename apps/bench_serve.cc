@@ -12,6 +12,7 @@
 #include "apps/bench_serve_report.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "server/process_signals.h"
@@ -96,13 +97,13 @@ void run_bench_serve(BenchServeFlags flags) {
   if (checks_repeats) json["unequal_repeats"] = num_unequal;
   json["max_concurrency"] = flags.load.max_concurrency;
   if (!flags.result_file.empty()) {
-    const std::string text = boost::json::serialize(json) + "\n";
+    const std::string text = to_json_text(json) + "\n";
     AtomicFile file(flags.result_file);
     file.write(text.data(), text.size());
     file.commit();
   }
   if (flags.is_json) {
-    fmt::print("{}\n", boost::json::serialize(json));
+    fmt::print("{}\n", to_json_text(json));
   } else {
     fmt::print("{}", load_report(summary, flags.load.max_concurrency, flags.plan.request_rate,
                                  !limits.empty()));

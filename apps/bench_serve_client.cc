@@ -25,6 +25,7 @@
 #include "apps/sse_parser.h"
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 
 namespace caravan {
 
@@ -208,7 +209,7 @@ class LoadRun {
       const boost::json::value event = parse_json(data, "event");
       const boost::json::object& object = event.as_object();
       if (const auto* failure = object.if_contains("error")) {
-        result.error = "error event: " + printable(boost::json::serialize(*failure), 200);
+        result.error = "error event: " + printable(to_json_text(*failure), 200);
         return;
       }
       const auto* choices = object.if_contains("choices");

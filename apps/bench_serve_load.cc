@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/mapped_file.h"
 #include "core/split_mix.h"
 
@@ -208,7 +209,7 @@ std::string body_of(const LoadPlan& plan, const Wish& wish, LoadRandom& random) 
   if (plan.ignores_eos) body["ignore_eos"] = true;
   body["stream"] = true;
   body["stream_options"] = boost::json::object{{"include_usage", true}};
-  return boost::json::serialize(body);
+  return to_json_text(body);
 }
 
 void check_plan(const LoadPlan& plan) {

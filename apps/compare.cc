@@ -5,6 +5,7 @@
 
 #include "apps/commands.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "eval/equivalence.h"
 #include "eval/prediction_comparison.h"
@@ -95,7 +96,7 @@ void print_json(const CompareFlags& flags, const Equivalence& result, const Coun
                           {"num_different_prompts", counts.num_different_prompts},
                           {"moved", std::move(rows)}};
   if (result.num_needed) out["num_needed"] = *result.num_needed;
-  std::printf("%s\n", boost::json::serialize(out).c_str());
+  std::printf("%s\n", to_json_text(out).c_str());
 }
 
 /// The line that says what was decided and why.

@@ -12,6 +12,7 @@
 #include "convert/byte_size.h"
 #include "convert/memory_plan.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/mapped_file.h"
 #include "tokenizer/tokenizer.h"
@@ -135,7 +136,7 @@ void run_diverge(const DivergeFlags& flags) {
   const DivergeReport report =
       find_divergence(model, *reference, input, {.stop_at_first = flags.stop_at_first});
   if (flags.is_json) {
-    std::printf("%s\n", boost::json::serialize(diverge_json(report)).c_str());
+    std::printf("%s\n", to_json_text(diverge_json(report)).c_str());
   } else {
     std::printf("%s", diverge_text(report).c_str());
   }

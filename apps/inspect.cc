@@ -10,6 +10,7 @@
 #include "convert/lint.h"
 #include "convert/model_files.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "format/model_dir.h"
 #include "tokenizer/tokenizer.h"
@@ -128,8 +129,7 @@ void print_text(const boost::json::object& json) {
     const boost::json::value* object = json.if_contains(section);
     if (object == nullptr) continue;
     for (const auto& member : object->get_object()) {
-      fmt::print("  {:<22} {}\n", std::string(member.key()),
-                 boost::json::serialize(member.value()));
+      fmt::print("  {:<22} {}\n", std::string(member.key()), to_json_text(member.value()));
     }
   }
   int rank = 0;

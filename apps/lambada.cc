@@ -10,6 +10,7 @@
 #include "backend/create_backend.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "eval/lambada.h"
@@ -56,7 +57,7 @@ void write_results(const std::string& path, const std::vector<LambadaItem>& item
                                   {"target_ids", boost::json::value_from(target_ids)},
                                   {"log_prob", number_json(results[i].log_prob)},
                                   {"is_correct", results[i].is_correct}};
-    file.write(boost::json::serialize(row) + "\n");
+    file.write(to_json_text(row) + "\n");
   }
   file.commit();
 }
@@ -109,7 +110,7 @@ void run_lambada(const LambadaFlags& flags) {
   json["kv_cache_dtype"] = dtype_name(runner.cache().dtype());
   json["device"] = runner.backend().description();
   json["seconds"] = seconds;
-  std::printf("%s\n", boost::json::serialize(json).c_str());
+  std::printf("%s\n", to_json_text(json).c_str());
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include "apps/text_data.h"
 #include "backend/create_backend.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "eval/perplexity.h"
@@ -230,7 +231,7 @@ void run_perplexity(const PerplexityFlags& flags) {
   json["num_skipped_documents"] = text.num_skipped;
   json["seconds"] = seconds;
   json["tokens_per_second"] = rate;
-  std::printf("%s\n", boost::json::serialize(json).c_str());
+  std::printf("%s\n", to_json_text(json).c_str());
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "apps/commands.h"
 #include "apps/rouge_report.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "eval/predictions.h"
 #include "eval/rouge.h"
 
@@ -24,14 +25,14 @@ void print_example_json(const Prediction& prediction, const RougeScores& scores)
   boost::json::object row{{"line", prediction.line}};
   if (!prediction.id.empty()) row["id"] = prediction.id;
   row["scores"] = rouge_to_json(scores);
-  std::printf("%s\n", boost::json::serialize(row).c_str());
+  std::printf("%s\n", to_json_text(row).c_str());
 }
 
 void print_total_json(const RougeFlags& flags, size_t num_examples,
                       const RougeIntervals& intervals) {
   boost::json::object row{{"num_examples", num_examples}, {"use_stemmer", flags.use_stemmer}};
   for (const auto& kind : rouge_to_json(intervals)) row[kind.key()] = kind.value();
-  std::printf("%s\n", boost::json::serialize(row).c_str());
+  std::printf("%s\n", to_json_text(row).c_str());
 }
 
 void print_example(const Prediction& prediction, const RougeScores& scores) {

@@ -10,6 +10,7 @@
 #include "apps/speed.h"
 #include "caravan/llm.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/jsonl.h"
 #include "core/log.h"
 #include "engine/llm_opener.h"
@@ -239,8 +240,7 @@ void run_run(const RunFlags& flags) {
     if (flags.is_json) {
       const size_t prompt = i / static_cast<size_t>(flags.num_return);
       std::printf("%s\n",
-                  boost::json::serialize(to_json(llm, completions[i], prompts[prompt].num_dropped))
-                      .c_str());
+                  to_json_text(to_json(llm, completions[i], prompts[prompt].num_dropped)).c_str());
     } else if (streams) {
       std::printf("\n");
     } else {

@@ -6,6 +6,7 @@
 #include "apps/model_flags.h"
 #include "backend/create_backend.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/jsonl.h"
 #include "eval/score.h"
 #include "format/model_dir.h"
@@ -54,7 +55,7 @@ void run_score(const ScoreFlags& flags) {
                                      {"num_scored", score.num_scored},
                                      {"last_top20", std::move(top)},
                                      {"last_logsumexp", score.last_logsumexp}};
-    std::printf("%s\n", boost::json::serialize(result).c_str());
+    std::printf("%s\n", to_json_text(result).c_str());
   });
 }
 

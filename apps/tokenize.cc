@@ -10,6 +10,7 @@
 #include "apps/commands.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/jsonl.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/utf8.h"
@@ -50,14 +51,14 @@ class Sink {
 };
 
 std::string ids_row(const std::vector<int32_t>& ids) {
-  return boost::json::serialize(boost::json::object{{"ids", boost::json::value_from(ids)}}) + "\n";
+  return to_json_text(boost::json::object{{"ids", boost::json::value_from(ids)}}) + "\n";
 }
 
 // JSON holds only valid UTF-8: bytes of unfinished characters become U+FFFD there.
 std::string text_row(std::string_view bytes) {
   std::string text;
   append_sanitized_utf8(bytes, true, text);
-  return boost::json::serialize(boost::json::object{{"text", text}}) + "\n";
+  return to_json_text(boost::json::object{{"text", text}}) + "\n";
 }
 
 // "15496,995": numbers with commas or blanks between them.

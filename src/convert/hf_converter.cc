@@ -12,6 +12,7 @@
 #include "convert/resumable_file.h"
 #include "core/atomic_file.h"
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/progress.h"
 #include "format/model_dir.h"
@@ -120,7 +121,7 @@ boost::json::object caravan_object(const ConvertOptions& options, const Resolved
 }
 
 uint64_t journal_key(const boost::json::object& config, const ConvertOptions& options) {
-  std::string text = boost::json::serialize(config);
+  std::string text = to_json_text(config);
   if (options.kv_calibration) {
     for (const auto* scales :
          {&options.kv_calibration->scales.k, &options.kv_calibration->scales.v,

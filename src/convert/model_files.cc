@@ -6,6 +6,7 @@
 #include "core/atomic_file.h"
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/mapped_file.h"
 
 namespace caravan {
@@ -43,7 +44,8 @@ void append_pretty(const boost::json::value& value, int depth, int max_depth, st
       if (!is_first) out += ",";
       is_first = false;
       newline(depth + 1);
-      out += boost::json::serialize(boost::json::string(member.key())) + ": ";
+      append_json_string(out, {member.key().data(), member.key().size()});
+      out += ": ";
       append_pretty(member.value(), depth + 1, max_depth, out);
     }
     newline(depth);
@@ -60,7 +62,7 @@ void append_pretty(const boost::json::value& value, int depth, int max_depth, st
     newline(depth);
     out += "]";
   } else {
-    out += boost::json::serialize(value);
+    append_json_text(out, value);
   }
 }
 

@@ -13,6 +13,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/mapped_file.h"
 
 namespace caravan {
@@ -97,7 +98,7 @@ ResumableSafetensors::ResumableSafetensors(const std::string& path,
     ends_.push_back(static_cast<uint64_t>(end));
     offset = end;
   }
-  std::string json = boost::json::serialize(header);
+  std::string json = to_json_text(header);
   json.resize((json.size() + 7) / 8 * 8, ' ');
   const uint64_t length = json.size();
   header_.assign(reinterpret_cast<const char*>(&length), sizeof(length));

@@ -10,7 +10,6 @@
 #include "core/atomic_file.h"
 #include "core/dtype.h"
 #include "core/error.h"
-#include "core/json.h"
 #include "core/jsonl.h"
 #include "core/linear_layout.h"
 #include "core/mapped_file.h"
@@ -89,24 +88,6 @@ TEST(ShapeTest, RefusesOverflowAndNegativeSizes) {
   EXPECT_THROW(Shape({int64_t{1} << 40, int64_t{1} << 40}), Error);
   EXPECT_THROW(Shape({-1}), Error);
   EXPECT_EQ(Shape({4096, 12288}).to_string(), "[4096,12288]");
-}
-
-TEST(JsonTest, NamesTheOffsetOfTheFirstMistake) {
-  const auto message = [](const char* text) -> std::string {
-    try {
-      parse_json(text, "f.json");
-    } catch (const Error& e) {
-      return e.what();
-    }
-    return "accepted";
-  };
-  EXPECT_EQ(message("{\"a\": 1, \"a\": 2}").find("f.json: offset "), 0u);
-  EXPECT_NE(message("{\"a\": 1, \"a\": 2}").find("the key \"a\" appears twice"), std::string::npos);
-  EXPECT_NE(message("{\"a\": tru}").find("not valid JSON"), std::string::npos);
-  EXPECT_NE(message("{} x").find("offset 3: text after the end"), std::string::npos);
-  EXPECT_NE(message("").find("not valid JSON"), std::string::npos);
-  EXPECT_NE(message(std::string(100, '[').c_str()).find("not valid JSON"), std::string::npos);
-  EXPECT_EQ(message("{\"a\": {\"b\": 1}, \"c\": {\"b\": 2}} \n"), "accepted");
 }
 
 TEST(LinearLayoutTest, PackedElementsAreWhereTheIndexSays) {

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 
 namespace caravan {
 
@@ -60,7 +61,7 @@ std::vector<int32_t> token_ids_of(const boost::json::value& ids, const std::stri
     CARAVAN_CHECK_CODE(
         number != nullptr && *number >= 0 && *number <= std::numeric_limits<int32_t>::max(),
         kCorrupt, "{}: \"{}\"[{}] is {}, expected a token id", where, name, out.size(),
-        printable(boost::json::serialize(id)));
+        printable(to_json_text(id)));
     out.push_back(static_cast<int32_t>(*number));
   }
   return out;

@@ -8,6 +8,7 @@
 #include <random>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "eval/distributions.h"
 #include "eval/statistics.h"
 
@@ -201,8 +202,8 @@ TEST(CompareToken, SeesTheTargetAndTheTop) {
 }
 
 TEST(EstimateJson, HasNoNan) {
-  const std::string text = boost::json::serialize(estimate_json({1.5, std::nan("")}));
-  EXPECT_EQ(text, R"({"value":1.5E0,"standard_error":null})");
+  const std::string text = to_json_text(estimate_json({1.5, std::nan("")}));
+  EXPECT_EQ(text, R"({"value":1.5,"standard_error":null})");
 }
 
 }  // namespace

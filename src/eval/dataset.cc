@@ -11,6 +11,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/mapped_file.h"
 #include "format/parquet.h"
 #include "tokenizer/utf8.h"
@@ -155,7 +156,7 @@ class RowCollector {
   std::string id_of(const boost::json::object& object, const std::string& where) const {
     const boost::json::value* id = object.if_contains("id");
     if (id == nullptr) return std::to_string(rows_.size());
-    if (id->is_int64() || id->is_uint64()) return boost::json::serialize(*id);
+    if (id->is_int64() || id->is_uint64()) return to_json_text(*id);
     CARAVAN_CHECK_CODE(id->is_string(), kCorrupt, "{}: \"id\" is neither text nor a whole number",
                        where);
     return {id->get_string().data(), id->get_string().size()};

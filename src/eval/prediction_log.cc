@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/mapped_file.h"
 
@@ -82,7 +83,7 @@ void PredictionLog::append(const SummaryItem& item, const Prediction& prediction
   if (!item.hf_prompt_ids.empty()) {
     row["hf_prompt_ids"] = boost::json::value_from(item.hf_prompt_ids);
   }
-  file_ << boost::json::serialize(row) << '\n' << std::flush;
+  file_ << to_json_text(row) << '\n' << std::flush;
   CARAVAN_CHECK_CODE(file_.good(), kIo, "{}: write failed: {}", path_,
                      std::generic_category().message(errno));
 }

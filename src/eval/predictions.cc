@@ -5,6 +5,7 @@
 #include <unordered_map>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/jsonl.h"
 
 namespace caravan {
@@ -34,7 +35,7 @@ int64_t integer_of(const boost::json::object& row, const char* name, int64_t oth
   const int64_t* number = value->if_int64();
   CARAVAN_CHECK_CODE(number != nullptr && *number >= 0, kCorrupt,
                      "{}: \"{}\" is {}, expected a whole number", where, name,
-                     printable(boost::json::serialize(*value)));
+                     printable(to_json_text(*value)));
   return *number;
 }
 

@@ -24,7 +24,7 @@ struct Prediction {
 };
 
 /// The object that read_predictions reads back; members that are not known are left out. One a
-/// line, with boost::json::serialize, makes a predictions file.
+/// line, with to_json_text, makes a predictions file.
 boost::json::object to_json(const Prediction& prediction);
 
 /// Reads a JSON Lines file ("-": standard input). "prediction" is needed ("summary" and "text" are

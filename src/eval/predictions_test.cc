@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "eval/prediction_comparison.h"
 
 namespace caravan {
@@ -56,7 +57,7 @@ TEST_F(PredictionsTest, WhatIsWrittenIsRead) {
                            .reference = "",
                            .num_dropped_tokens = 17,
                            .finish_reason = "length"};
-  const std::string row = boost::json::serialize(to_json(written));
+  const std::string row = to_json_text(to_json(written));
   const std::vector<Prediction> read = read_predictions(write("p", row + "\n"));
   ASSERT_EQ(read.size(), 1u);
   EXPECT_EQ(read[0].id, written.id);
@@ -79,7 +80,7 @@ TEST_F(PredictionsTest, ForeignNamesAndMissingMembers) {
   EXPECT_EQ(read[1].line, 3);
   EXPECT_EQ(read[1].index, -1);
   EXPECT_FALSE(read[1].reference || read[1].prompt_ids || read[1].output_ids);
-  EXPECT_EQ(boost::json::serialize(to_json(read[1])), "{\"prediction\":\"t\"}");
+  EXPECT_EQ(to_json_text(to_json(read[1])), "{\"prediction\":\"t\"}");
   EXPECT_EQ(read_predictions(write("n", "{\"id\": 7, \"text\": \"\"}"))[0].id, "7");
 }
 
@@ -91,7 +92,7 @@ TEST_F(PredictionsTest, ErrorsNameTheLine) {
   EXPECT_EQ(read_error("{\"text\": \"a\", \"index\": \"4\"}\n"),
             "bad:1: \"index\" is \"4\", expected a whole number");
   EXPECT_EQ(read_error("{\"text\": \"a\", \"output_ids\": [1, 2.5]}\n"),
-            "bad:1: \"output_ids\"[1] is 2.5E0, expected a token id");
+            "bad:1: \"output_ids\"[1] is 2.5, expected a token id");
   EXPECT_EQ(read_error("{\"text\": \"a\", \"id\": \"\"}\n"), "bad:1: \"id\" is empty");
   EXPECT_EQ(read_error("{\"text\": \"a\", \"id\": \"x\"}\n{\"text\": \"a\"}\n"),
             "bad:2: no \"id\", while line 1 has one: give all lines an id or none");

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "eval/lcs.h"
 #include "eval/numpy_random.h"
 #include "eval/porter_stemmer.h"
@@ -264,8 +265,8 @@ int check_scores(const boost::json::object& want, const RougeScores& got, double
   for (const auto& [name, member] : kRougeKinds<RougeScore>) {
     const boost::json::value* score = want.if_contains(name);
     if (score == nullptr) continue;
-    num_values += check_score(score->as_object(), got.*member, tolerance,
-                              boost::json::serialize(want) + " " + name);
+    num_values +=
+        check_score(score->as_object(), got.*member, tolerance, to_json_text(want) + " " + name);
   }
   return num_values;
 }

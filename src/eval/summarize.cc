@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/mapped_file.h"
 #include "format/checksum.h"
@@ -145,7 +146,7 @@ std::string summary_settings_digest(const ModelDir& dir, const LlmOptions& optio
       {"top_p", static_cast<double>(sampling.top_p)},
       {"repetition_penalty", static_cast<double>(sampling.repetition_penalty)},
       {"seed", sampling.seed}};
-  const std::string text = boost::json::serialize(all);
+  const std::string text = to_json_text(all);
   return checksum_text(xxh3({reinterpret_cast<const std::byte*>(text.data()), text.size()}));
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "engine/prompt_template.h"
 #include "tokenizer/utf8.h"
 
@@ -110,7 +111,7 @@ int64_t model_max_length(const std::string& tokenizer_directory) {
   const auto value = length->to_number<double>(error);
   CARAVAN_CHECK_CODE(!error && value >= 1, kCorrupt,
                      "{}: \"model_max_length\" is {}, expected a positive number", path,
-                     printable(boost::json::serialize(*length)));
+                     printable(to_json_text(*length)));
   return value < kNoLimit ? static_cast<int64_t>(value) : -1;
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/error.h"
+#include "core/json_text.h"
 
 namespace caravan {
 
@@ -22,7 +23,7 @@ std::string json_text(const boost::json::value& value) {
   if (value.is_object()) return "an object";
   if (value.is_array() && !is_short_list(value)) return "an array";
   if (value.is_string()) return fmt::format("\"{}\"", printable(value.get_string()));
-  return printable(boost::json::serialize(value));
+  return printable(to_json_text(value));
 }
 
 const boost::json::value* JsonFields::find(std::string_view field) const {

@@ -10,6 +10,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "core/mapped_file.h"
 #include "core/tensor.h"
@@ -381,7 +382,7 @@ std::string to_hf_config_json(const ModelConfig& config, DType dtype) {
   std::string text = "{\n";
   for (const auto& [key, value] : object) {
     text += fmt::format("{}  \"{}\": {}", text.size() > 2 ? ",\n" : "", std::string_view(key),
-                        boost::json::serialize(value));
+                        to_json_text(value));
   }
   return text + "\n}\n";
 }

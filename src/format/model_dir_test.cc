@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "format/checksum.h"
 #include "format/safetensors.h"
@@ -85,7 +86,7 @@ class EngineDirTest : public ::testing::Test {
                        {"build", build_config_to_json(build_)},
                        {"tensors", table},
                        {"source", {{"note", "free"}}}};
-    std::ofstream(directory_ / "config.json") << boost::json::serialize(root);
+    std::ofstream(directory_ / "config.json") << to_json_text(root);
   }
 
   fs::path directory_;

@@ -7,6 +7,7 @@
 
 #include "core/error.h"
 #include "core/json.h"
+#include "core/json_text.h"
 #include "format/json_fields.h"
 
 namespace caravan {
@@ -101,7 +102,7 @@ SafetensorsEntry parse_entry(std::string_view name, const boost::json::value& va
   const std::vector<int64_t> range = integers(fields, object, "data_offsets");
   CARAVAN_CHECK_CODE(range.size() == 2 && range[0] <= range[1], kCorrupt,
                      "{}: {}.data_offsets: got {}, expected [begin, end] with begin <= end", where,
-                     shown, boost::json::serialize(object.at("data_offsets")).substr(0, 64));
+                     shown, to_json_text(object.at("data_offsets")).substr(0, 64));
   CARAVAN_CHECK_CODE(range[1] - range[0] == num_bytes, kCorrupt,
                      "{}: {}.data_offsets: got {} bytes, expected {} for {} {}", where, shown,
                      range[1] - range[0], num_bytes, safetensors_dtype_name(entry.dtype),
@@ -132,7 +133,7 @@ std::string header_json(const std::vector<SafetensorsEntry>& entries,
                           {"shape", std::move(shape)},
                           {"data_offsets", {entry.offset, entry.offset + entry.num_bytes}}};
   }
-  return boost::json::serialize(object);
+  return to_json_text(object);
 }
 
 }  // namespace

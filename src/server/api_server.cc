@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "core/log.h"
 #include "server/api_error.h"
 #include "server/openapi.h"
@@ -27,7 +28,7 @@ struct ApiServer::Loaded {
                 .worker = &worker,
                 .model_name = options.served_names.front(),
                 .system_fingerprint = "caravan-" + options.version + "-" + model.fingerprint},
-        openapi(json::serialize(openapi_document(model.limits, options.version))) {}
+        openapi(to_json_text(openapi_document(model.limits, options.version))) {}
 
   const ApiModel model;
   const RequestParser parser;
@@ -48,7 +49,7 @@ int64_t seconds_since_1970() {
 void respond_json(HttpExchange& exchange, const json::object& body) {
   exchange.respond({.status = 200,
                     .content_type = "application/json",
-                    .body = json::serialize(body),
+                    .body = to_json_text(body),
                     .headers = {}});
 }
 
@@ -132,11 +133,11 @@ void ApiServer::health(HttpExchange& exchange) const {
   // llama.cpp's body.
   exchange.respond({.status = 503,
                     .content_type = "application/json",
-                    .body = json::serialize(json::object{{"error",
-                                                          {{"message", reason},
-                                                           {"type", "unavailable_error"},
-                                                           {"param", nullptr},
-                                                           {"code", 503}}}}),
+                    .body = to_json_text(json::object{{"error",
+                                                       {{"message", reason},
+                                                        {"type", "unavailable_error"},
+                                                        {"param", nullptr},
+                                                        {"code", 503}}}}),
                     .headers = {}});
 }
 

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "server/test_fakes.h"
 
 namespace caravan {
@@ -479,7 +480,7 @@ TEST_F(ApiServerTest, TokenizesAndBack) {
             static_cast<int64_t>(tokens.at("token_strs").as_array().size()));
   EXPECT_EQ(tokens.at("max_model_len").as_int64(), 1024);
   const auto text =
-      call("POST", "/detokenize", json::serialize(json::object{{"tokens", tokens.at("tokens")}}));
+      call("POST", "/detokenize", to_json_text(json::object{{"tokens", tokens.at("tokens")}}));
   EXPECT_EQ(str(text->json().at("prompt")), "a <|endoftext|>");
   const json::value chat =
       call("POST", "/tokenize", R"({"messages": [{"role": "user", "content": "Hi"}]})")->json();
@@ -554,13 +555,13 @@ TEST_F(ApiServerTest, AnAnswerOfTooManyLogprobsIsRefused) {
   load();
   json::array prompt(900, json::value(11));
   json::object body{{"prompt", prompt}, {"n", 128}, {"prompt_logprobs", 20}, {"max_tokens", 1}};
-  const auto reply = call("POST", "/v1/completions", json::serialize(body));
+  const auto reply = call("POST", "/v1/completions", to_json_text(body));
   EXPECT_EQ(reply->response.status, 400);
   EXPECT_NE(str(reply->json().at("error").at("message")).find("2419200 log prob"),
             std::string::npos);
   EXPECT_TRUE(engine_.requests.empty());
   body["prompt_logprobs"] = 0;
-  complete(json::serialize(body));
+  complete(to_json_text(body));
   EXPECT_EQ(engine_.requests.size(), 128u);
 }
 
@@ -592,7 +593,7 @@ TEST_F(ApiServerTest, AChatIsTruncatedAndStillFits) {
                           {"truncate_prompt_tokens", 1000},
                           {"overflow", "head"},
                           {"max_tokens", 100}};
-  start("POST", "/v1/chat/completions", json::serialize(body));
+  start("POST", "/v1/chat/completions", to_json_text(body));
   ASSERT_EQ(engine_.requests.size(), 1u);
   EXPECT_EQ(engine_.requests.at(0).request.prompt_ids.size(), 924u);
   const std::string text = gpt2_tokenizer()->decode(engine_.requests.at(0).request.prompt_ids);

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "core/json_text.h"
 #include "server/completion_job.h"
 
 namespace caravan {
@@ -201,7 +202,7 @@ void CompletionJob::respond() {
   answer["timings"] = timings_json(total, used.num_cached_tokens);
   exchange_->respond({.status = 200,
                       .content_type = "application/json",
-                      .body = json::serialize(answer),
+                      .body = to_json_text(answer),
                       .headers = headers()});
 }
 

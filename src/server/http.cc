@@ -1,6 +1,7 @@
 #include "server/http.h"
 
 #include "core/json.h"
+#include "core/json_text.h"
 
 namespace caravan {
 
@@ -22,7 +23,7 @@ HttpResponse error_response(int status, std::string_view message, std::string_vi
                                   {"code", text_or_null(code)}};
   return {.status = status,
           .content_type = "application/json",
-          .body = boost::json::serialize(boost::json::object{{"error", error}}),
+          .body = to_json_text(boost::json::object{{"error", error}}),
           .headers = {}};
 }
 

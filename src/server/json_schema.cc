@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "server/api_error.h"
 #include "tokenizer/json_fields.h"
 
@@ -223,7 +224,7 @@ void validate_json(const json::value& value, const json::object& schema, const s
   if (const json::value* values = keyword(schema, "enum")) {
     const json::array& allowed = values->get_array();
     if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-      std::string wanted = json::serialize(allowed);
+      std::string wanted = to_json_text(allowed);
       refuse(path, describe(value), "one of " + wanted);
     }
   }

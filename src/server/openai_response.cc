@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/json_text.h"
 #include "tokenizer/utf8.h"
 
 namespace caravan {
@@ -148,8 +149,6 @@ json::object timings_json(const RequestTimings& timings, int64_t num_cached_toke
           {"queue_ms", timings.queue_ms}};
 }
 
-std::string sse_event(const json::object& data) {
-  return "data: " + json::serialize(data) + "\n\n";
-}
+std::string sse_event(const json::object& data) { return "data: " + to_json_text(data) + "\n\n"; }
 
 }  // namespace caravan
