@@ -77,6 +77,7 @@ THIRD_PARTY = {
     "arpa": ["tests"],
     "dirent.h": ["core", "convert"],
     "fcntl.h": ["core", "convert"],
+    "poll.h": ["core"],
     "netinet": ["tests"],
     "sched.h": ["kernels/cpu", "backend"],
     "sys": ["backend", "core", "kernels/cpu", "convert", "server", "apps", "tests"],
