@@ -38,8 +38,8 @@ class MappedFile {
   size_t size_ = 0;
 };
 
-/// The whole file as a string, for small text files; "-" is standard input. Errors: kNotFound, kIo, and kCorrupt when it
-/// is larger than max_bytes.
+/// The whole file as a string, for small text files; "-" is standard input. Errors: kNotFound, kIo,
+/// and kCorrupt when it is larger than max_bytes.
 std::string read_text_file(const std::string& path, size_t max_bytes);
 
 }  // namespace caravan
