@@ -344,6 +344,27 @@ def check_standard_input(check):
                  f"nothing at all: {result.stderr}")
 
 
+def check_dash(check):
+    """- is standard input, or output, where a file is read or written."""
+    text = "The sea was calm that day. " * 3
+    path = check.directory / "calm.txt"
+    path.write_text(text)
+    passages = lines_of({"text": "The sea was calm"}, {"text": "A cat sat on the mat"})
+    (check.directory / "calm.jsonl").write_text(passages)
+    for command, flags, data, name in (
+        ("perplexity", ["--json"], text, "calm.txt"),
+        ("lambada", ["--format", "jsonl", "--output", "-"], passages, "calm.jsonl"),
+    ):
+        from_file = run(check.program, command, "--model", check.model, "--data",
+                        check.directory / name, *flags)
+        piped = run(check.program, command, "--model", check.model, "--data", "-", *flags,
+                    input=data)
+        figures = [result.stdout.splitlines()[0].split('"model"')[0]
+                   for result in (from_file, piped)]
+        check.expect(from_file.returncode == piped.returncode == 0 and figures[0] == figures[1],
+                     f"{command} --data -: {piped.stderr} {figures}")
+
+
 def check_without_tokenizer(check):
     """Token ids in, token ids out."""
     model = check.directory / "ids-only"
@@ -426,7 +447,8 @@ def check_score(check):
     rows = check.rows(
         "score",
         lines_of({"id": 1, "text": "A cat"}, {"id": 2, "text": "word " * 1500}, {"text": ""},
-                 {"ids": [50258]}, {"text": "a", "max_tokens": 1}, {"prompt": "A cat", "text": "A cat"}),
+                 {"ids": [50258]}, {"text": "a", "max_tokens": 1},
+                 {"prompt": "A cat", "text": "A cat"}),
         status=1)
     check.expect([row["line"] for row in rows] == [1, 2, 3, 4, 5, 6], "score: a row a line")
     check.expect(rows[0]["nll"] == rows[5]["nll"] and rows[0]["id"] == 1, "score: the good lines")
@@ -443,7 +465,8 @@ def main():
         check = Batch(program, source / "models" / "camel-nano", pathlib.Path(name))
         for part in (check_stream, check_order, check_fields, check_bad_lines, check_bytes,
                      check_resume, check_write_errors, check_special_tokens, check_standard_input,
-                     check_without_tokenizer, check_chat_template, check_not_finite, check_score):
+                     check_dash, check_without_tokenizer, check_chat_template, check_not_finite,
+                     check_score):
             part(check)
             print(part.__name__, len(check.failures), flush=True)
     for failure in check.failures:
