@@ -1,8 +1,11 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
+#include <optional>
+#include <string>
 
 #include "apps/commands.h"
 #include "apps/model_flags.h"
@@ -50,7 +53,8 @@ std::vector<LambadaItem> read_items(const LambadaFlags& flags, const ModelConfig
 
 void write_results(const std::string& path, const std::vector<LambadaItem>& items,
                    const std::vector<LambadaResult>& results) {
-  AtomicFile file(path);
+  std::optional<AtomicFile> file;
+  if (path != "-") file.emplace(path);
   for (size_t i = 0; i < items.size(); ++i) {
     const auto target = items[i].ids.end() - items[i].num_target;
     const std::vector<int32_t> target_ids(target, items[i].ids.end());
@@ -58,12 +62,19 @@ void write_results(const std::string& path, const std::vector<LambadaItem>& item
                                   {"target_ids", boost::json::value_from(target_ids)},
                                   {"log_prob", number_json(results[i].log_prob)},
                                   {"is_correct", results[i].is_correct}};
-    file.write(to_json_text(row) + "\n");
+    const std::string text = to_json_text(row) + "\n";
+    if (file) {
+      file->write(text);
+    } else {
+      const size_t written = std::fwrite(text.data(), 1, text.size(), stdout);
+      CARAVAN_CHECK_CODE(written == text.size(), kIo, "standard output: write failed");
+    }
   }
-  file.commit();
+  if (file) file->commit();
 }
 
-void run_lambada(const LambadaFlags& flags) {
+/// Prints the report and says whether its figures are numbers.
+int run_lambada(const LambadaFlags& flags) {
   check_output_file("--output", flags.output,
                     {{"--model", flags.model.model}, {"--data", flags.data.data}});
   const ModelDir dir = open_model_dir(flags.model.model);
@@ -99,12 +110,14 @@ void run_lambada(const LambadaFlags& flags) {
   if (!flags.output.empty()) write_results(flags.output, items, results);
   log_info("{} tokens in {:.1f} s, {:.0f} tokens/s, on {}", report.num_fed, seconds,
            static_cast<double>(report.num_fed) / seconds, runner.backend().description());
+  const bool is_finite = std::isfinite(report.log_prob.value);
+  if (!is_finite) log_warning("the model's logits are not finite: the figures say nothing");
   if (!flags.is_json) {
     std::printf("accuracy    %.4f +/- %.4f  (%ld of %ld)\n", report.accuracy.value,
                 report.accuracy.standard_error, report.num_correct, report.num_items);
     std::printf("perplexity  %.4f +/- %.4f  of the last word\n", report.perplexity.value,
                 report.perplexity.standard_error);
-    return;
+    return is_finite ? 0 : 1;
   }
   boost::json::object json = lambada_json(report);
   json["model"] = flags.model.model;
@@ -114,6 +127,7 @@ void run_lambada(const LambadaFlags& flags) {
   json["device"] = runner.backend().description();
   json["seconds"] = seconds;
   std::printf("%s\n", to_json_text(json).c_str());
+  return is_finite ? 0 : 1;
 }
 
 }  // namespace
@@ -136,7 +150,10 @@ void add_lambada_command(CLI::App& app) {
                       "Write each passage's target_ids, log_prob and is_correct, one JSON object a "
                       "line");
   command->add_flag("--json", flags->is_json, "One JSON object instead of lines");
-  command->callback([flags] { run_lambada(*flags); });
+  command->callback([flags] {
+    const int status = run_lambada(*flags);
+    if (status != 0) throw CLI::RuntimeError(status);
+  });
 }
 
 }  // namespace caravan

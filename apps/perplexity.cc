@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <memory>
 #include <optional>
@@ -160,7 +161,8 @@ Limits check_flags(const PerplexityFlags& flags, int64_t limit) {
   return {window, flags.stride > 0 ? flags.stride : window};
 }
 
-void run_perplexity(const PerplexityFlags& flags) {
+/// Prints the report and says whether its figures are numbers.
+int run_perplexity(const PerplexityFlags& flags) {
   const ModelDir dir = open_model_dir(flags.model.model);
   const auto [window, stride] = check_flags(flags, ModelRunner::sequence_limit(dir, 0));
   const std::optional<DType> dump_dtype = parse_dtype(flags.dump_dtype);
@@ -219,7 +221,12 @@ void run_perplexity(const PerplexityFlags& flags) {
   const double rate = static_cast<double>(report.num_fed) / seconds;
   log_info("{} tokens in {:.1f} s, {:.0f} tokens/s, on {}", report.num_fed, seconds, rate,
            runner.backend().description());
-  if (!flags.is_json) return print_report(report, text.size);
+  const bool is_finite = std::isfinite(report.nll.value);
+  if (!is_finite) log_warning("the model's logits are not finite: there is no perplexity");
+  if (!flags.is_json) {
+    print_report(report, text.size);
+    return is_finite ? 0 : 1;
+  }
   boost::json::object json = perplexity_json(report, text.size);
   json["model"] = flags.model.model;
   json["data"] = flags.data.data;
@@ -234,6 +241,7 @@ void run_perplexity(const PerplexityFlags& flags) {
   json["seconds"] = seconds;
   json["tokens_per_second"] = rate;
   std::printf("%s\n", to_json_text(json).c_str());
+  return is_finite ? 0 : 1;
 }
 
 }  // namespace
@@ -279,7 +287,10 @@ void add_perplexity_command(CLI::App& app) {
                       "Compare with the logits in this file, made by --dump or by "
                       "tools/hf_reference.py from the same data");
   command->add_flag("--json", flags->is_json, "One JSON object instead of lines");
-  command->callback([flags] { run_perplexity(*flags); });
+  command->callback([flags] {
+    const int status = run_perplexity(*flags);
+    if (status != 0) throw CLI::RuntimeError(status);
+  });
 }
 
 }  // namespace caravan

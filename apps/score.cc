@@ -1,14 +1,21 @@
 #include <CLI/CLI.hpp>
-#include <cstdio>
+#include <cmath>
 #include <memory>
 
 #include "apps/commands.h"
 #include "apps/model_flags.h"
+#include "apps/prompt_line.h"
+#include "apps/prompt_tokens.h"
+#include "apps/result_flags.h"
 #include "backend/create_backend.h"
 #include "core/error.h"
 #include "core/json_text.h"
 #include "core/jsonl.h"
+#include "core/line_reader.h"
+#include "core/log.h"
+#include "core/progress.h"
 #include "eval/score.h"
+#include "eval/statistics.h"
 #include "format/model_dir.h"
 #include "tokenizer/tokenizer.h"
 
@@ -19,10 +26,120 @@ namespace {
 struct ScoreFlags {
   ModelFlags model;
   std::string input;
+  ResultFlags results;
+  bool parse_special = false;
   int num_top = 20;
 };
 
-void run_score(const ScoreFlags& flags) {
+/// The figures of one text; "error" beside them when they are not all finite.
+boost::json::object score_json(const Score& score) {
+  bool is_finite = std::isfinite(score.nll) && std::isfinite(score.last_logsumexp);
+  boost::json::array top;
+  for (const auto& [id, logit] : score.last_top) {
+    is_finite = is_finite && std::isfinite(logit);
+    top.emplace_back(boost::json::array{id, number_json(static_cast<double>(logit))});
+  }
+  boost::json::object row{{"nll", number_json(score.nll)},
+                          {"num_scored", score.num_scored},
+                          {"last_top20", std::move(top)},
+                          {"last_logsumexp", number_json(score.last_logsumexp)}};
+  if (!is_finite) row["error"] = "the model's logits are not finite";
+  return row;
+}
+
+/// Scores line after line; see add_score_command.
+class ScoreBatch {
+ public:
+  ScoreBatch(const ScoreFlags& flags, LineReader& reader, ResultLog& log, Scorer& scorer)
+      : flags_(flags),
+        reader_(reader),
+        log_(log),
+        resumed_(log),
+        scorer_(scorer),
+        tokenizer_(try_load_tokenizer(flags.model.model)),
+        special_(tokenizer_ ? &*tokenizer_.tokenizer : nullptr),
+        progress_("score", static_cast<uint64_t>(reader.count_lines()), "lines") {}
+
+  int run() {
+    std::string line;
+    int64_t num_texts = 0, num_failed = 0;
+    for (; reader_.next(line, kMaxJsonLineBytes); progress_.add(1)) {
+      if (line.find_first_not_of(" \t\r") == std::string::npos) continue;
+      ++num_texts;
+      const std::string checksum = log_.is_file() ? line_checksum(line) : "";
+      if (log_.is_file()) {
+        const ResumedLines::Rows there = resumed_.take(reader_.number(), checksum);
+        num_failed += there.has_failed ? 1 : 0;
+        if (there.count > 0) continue;
+      }
+      boost::json::object row = score_line(line);
+      num_failed += row.contains("error") ? 1 : 0;
+      if (log_.is_file()) row["input_checksum"] = checksum;
+      log_.append(std::move(row));
+    }
+    resumed_.finish();
+    progress_.finish();
+    special_.report();
+    CARAVAN_CHECK_CODE(num_texts > 0, kCorrupt, "{}: no texts", reader_.path());
+    if (num_failed > 0) log_warning("{} of {} texts failed", num_failed, num_texts);
+    return num_failed > 0 ? 1 : 0;
+  }
+
+ private:
+  boost::json::object score_line(const std::string& text) {
+    const std::string where = reader_.where();
+    boost::json::object row;
+    try {
+      CARAVAN_CHECK_CODE(!reader_.is_too_long(), kCorrupt,
+                         "{}: the line has more than {} bytes; is this JSON Lines?", where,
+                         kMaxJsonLineBytes);
+      const boost::json::value value = parse_json(text, where);
+      CARAVAN_CHECK_CODE(value.is_object(), kCorrupt, "{}: expected a JSON object", where);
+      row = line_names(value.get_object());
+      row["line"] = reader_.number();
+      const ScoreLine line = parse_score_line(value.get_object(), flags_.parse_special, where);
+      for (auto& member : score_json(score(line, where))) {
+        row[member.key()] = std::move(member.value());
+      }
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kInvalidArgument && error.code() != ErrorCode::kCorrupt &&
+          error.code() != ErrorCode::kUnsupported && error.code() != ErrorCode::kNotFound) {
+        throw;
+      }
+      row["line"] = reader_.number();
+      row["error"] = error.what();
+    }
+    return row;
+  }
+
+  Score score(const ScoreLine& line, const std::string& where) {
+    try {
+      if (line.is_ids) return scorer_.score(line.ids, flags_.num_top);
+      special_.look_at({.prompt = line.text,
+                        .prompt_ids = {},
+                        .parse_special = line.parse_special,
+                        .params = {}},
+                       where);
+      return scorer_.score(
+          tokenizer_.value().encode(line.text,
+                                    {.parse_special = line.parse_special, .add_special = true}),
+          flags_.num_top);
+    } catch (const Error& error) {
+      throw Error(error.code(), fmt::format("{}: {}", where, error.what()));
+    }
+  }
+
+  const ScoreFlags& flags_;
+  LineReader& reader_;
+  ResultLog& log_;
+  ResumedLines resumed_;
+  Scorer& scorer_;
+  TokenizerOrReason tokenizer_;
+  SpecialTextWarning special_;
+  Progress progress_;
+};
+
+int run_score(const ScoreFlags& flags) {
   const ModelDir dir = open_model_dir(flags.model.model);
   const ModelRunnerOptions options{.dtype = dtype_flag(flags.model.dtype, "--dtype"),
                                    .kv_cache_dtype = kv_dtype_flag(flags.model.kv_cache_dtype),
@@ -30,33 +147,14 @@ void run_score(const ScoreFlags& flags) {
                                    .max_num_logits = 64,
                                    .max_seq_len = ModelRunner::sequence_limit(dir, 0),
                                    .max_batch_size = 1};
+  boost::json::object settings = model_settings(flags.model);
+  settings["--parse-special"] = flags.parse_special;
+  LineReader reader(flags.input);
+  ResultLog log(flags.results.output, flags.results.mode(), ResultSettings(settings), flags.input);
   check_memory(dir, flags.model, options);
   ModelRunner runner(dir, create_backend(flags.model.backend()), options);
   Scorer scorer(runner);
-  std::unique_ptr<Tokenizer> tokenizer;  // loaded only when a row has text
-  for_each_json_line(flags.input, [&](const boost::json::object& row, const std::string& where) {
-    std::vector<int32_t> ids;
-    if (const boost::json::value* given = row.if_contains("ids")) {
-      ids = token_ids_of(*given, where);
-    } else {
-      CARAVAN_CHECK_CODE(row.contains("text"), kCorrupt,
-                         "{}: expected a member \"ids\" or \"text\"", where);
-      if (!tokenizer) {
-        tokenizer = std::make_unique<Tokenizer>(Tokenizer::from_directory(flags.model.model));
-      }
-      ids = tokenizer->encode(string_of(row, "text", where));
-    }
-    const Score score = scorer.score(ids, flags.num_top);
-    boost::json::array top;
-    for (const auto& [id, logit] : score.last_top) {
-      top.emplace_back(boost::json::array{id, static_cast<double>(logit)});
-    }
-    const boost::json::object result{{"nll", score.nll},
-                                     {"num_scored", score.num_scored},
-                                     {"last_top20", std::move(top)},
-                                     {"last_logsumexp", score.last_logsumexp}};
-    std::printf("%s\n", to_json_text(result).c_str());
-  });
+  return ScoreBatch(flags, reader, log, scorer).run();
 }
 
 }  // namespace
@@ -68,9 +166,15 @@ void add_score_command(CLI::App& app) {
       "Log-likelihood of given texts: {\"ids\"} or {\"text\"} a line in, one JSON object a "
       "line out: nll (summed, nats), num_scored, last_top20, last_logsumexp");
   flags->model.add_to(*command);
-  command->add_option("--input", flags->input, "JSON Lines file, or - for standard input")
+  command->add_option("--input,-f", flags->input, "JSON Lines file, or - for standard input")
       ->required();
-  command->callback([flags] { run_score(*flags); });
+  flags->results.add_to(*command);
+  command->add_flag("--parse-special", flags->parse_special,
+                    "\"<|endoftext|>\" and the like in the texts are the tokens they name");
+  command->callback([flags] {
+    const int status = run_score(*flags);
+    if (status != 0) throw CLI::RuntimeError(status);
+  });
 }
 
 }  // namespace caravan

@@ -264,7 +264,7 @@ void run_summarize(SummarizeFlags flags) {
     theirs = match_reference(items, read_predictions(flags.reference), flags.reference);
   }
   const LlmOptions options = llm_options(flags, dir, items);
-  PredictionLog log(flags.output, flags.log_mode(), summary_settings_digest(dir, options, settings),
+  PredictionLog log(flags.output, flags.log_mode(), summary_settings(dir, options, settings),
                     items);
   Llm llm = open_llm(flags, dir, options, std::move(tokenizer));
   report.run = run_items(flags, llm, items, settings, log);

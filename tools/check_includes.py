@@ -78,6 +78,7 @@ THIRD_PARTY = {
     "dirent.h": ["core", "convert"],
     "fcntl.h": ["core", "convert"],
     "malloc.h": ["tests"],
+    "poll.h": ["core"],
     "netinet": ["tests"],
     "sched.h": ["kernels/cpu", "backend"],
     "sys": ["backend", "core", "kernels/cpu", "convert", "server", "apps", "tests"],

@@ -23,8 +23,19 @@ struct LlmOptions {
   std::string cuda_kernels = "auto";    // auto; generic: those of sm_80, whatever the GPU is
   int num_threads = 0;                  // 0: one for each core
   int64_t max_batch_size = 8;           // sequences that run at once
-  int64_t max_seq_len = 0;  // prompt + output of one sequence; 0: the model's or engine's limit
+  int64_t max_seq_len = 0;      // prompt + output of one sequence; 0: the model's or engine's limit
+  int64_t kv_cache_tokens = 0;  // of the cache; 0: max_batch_size sequences of max_seq_len
   int64_t max_num_batched_tokens = 512;  // tokens of one step; longer prompts go in chunks
+};
+
+/// One prompt and how it is to be completed.
+struct LlmRequest {
+  /// Text. An empty one stands for the token that begins a text (bos_token_id of config.json).
+  std::string prompt = {};
+  std::vector<int32_t> prompt_ids = {};  // token ids in place of the text, when there are any
+  /// "<|endoftext|>" and the like in the prompt are the tokens they name: for text that you trust.
+  bool parse_special = false;
+  SamplingParams params = {};
 };
 
 /// kStop: end of text, a stop token or a stop string. kAbort: cancelled. kError: it failed alone.
@@ -49,9 +60,17 @@ struct Completion {
   RequestTimings timings;
 };
 
-/// A loaded model that completes prompts. Not thread safe: one call at a time.
-/// Every member function throws std::runtime_error (caravan::Error inside the library) with a
-/// one-line message that says what was found, what was expected and what to do.
+/// A request of Llm::submit() that ended.
+struct FinishedRequest {
+  int64_t id = 0;
+  Completion completion;
+};
+
+/// A loaded model that completes prompts. A model whose tokenizer is missing or cannot be read
+/// takes and gives token ids alone: texts are errors that say why, and Completion::text is empty.
+/// Not thread safe: one call at a time. Every member function throws std::runtime_error
+/// (caravan::Error inside the library) with a one-line message that says what was found, what was
+/// expected and what to do.
 class Llm {
  public:
   static Llm open(const LlmOptions& options);
@@ -59,19 +78,32 @@ class Llm {
   Llm& operator=(Llm&&) noexcept;
   ~Llm();
 
-  std::vector<int32_t> encode(std::string_view text) const;
+  bool has_tokenizer() const;
+  /// parse_special: as in LlmRequest.
+  std::vector<int32_t> encode(std::string_view text, bool parse_special = false) const;
+  /// The tokens of the request's prompt.
+  std::vector<int32_t> prompt_tokens(const LlmRequest& request) const;
   std::string decode(const std::vector<int32_t>& ids) const;
 
   /// Text of prompt `index` that became complete; called in order, whole UTF-8 characters only.
   /// What it throws ends the call and comes out of generate().
   using OnText = std::function<void(size_t index, std::string_view text)>;
 
-  /// Completes all prompts, as many at once as fit. params: one for all, or one a prompt.
+  /// Completes all prompts, as many at once as fit. params: one for all, or one a prompt. Not while
+  /// requests of submit() are unfinished.
   std::vector<Completion> generate(const std::vector<std::vector<int32_t>>& prompts,
                                    const std::vector<SamplingParams>& params,
                                    const OnText& on_text = nullptr);
   Completion generate(std::string_view prompt, const SamplingParams& params,
                       const OnText& on_text = nullptr);
+  Completion generate(const LlmRequest& request, const OnText& on_text = nullptr);
+
+  /// Queues a request and returns its id, 0, 1, 2, ..., all at once or while others run: with this
+  /// and step() a program that reads prompts from a stream holds only those in work.
+  int64_t submit(const LlmRequest& request);
+  /// Runs one step of the queued requests and returns those that ended with it.
+  std::vector<FinishedRequest> step();
+  int64_t num_unfinished() const;
 
   int64_t vocab_size() const;
   int64_t max_seq_len() const;

@@ -16,6 +16,7 @@
 #include "core/error.h"
 #include "core/text_input.h"
 #include "core/unfinished_file.h"
+#include "core/line_reader.h"
 
 namespace caravan {
 
@@ -206,6 +207,7 @@ void MappedFile::will_need(uint64_t offset, uint64_t length) const {
 }
 
 std::string read_text_file(const std::string& path, size_t max_bytes) {
+  if (path == "-") return read_standard_input(max_bytes);
   const FileDescriptor fd(path);
   CARAVAN_CHECK_CODE(fd.size() <= max_bytes, kCorrupt, "{}: {} bytes, at most {} are accepted",
                      path, fd.size(), max_bytes);

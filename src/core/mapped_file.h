@@ -59,8 +59,8 @@ std::string changed_mapped_file();
 /// the status. For main(): a library leaves signals to its program.
 void end_on_mapping_fault(int status);
 
-/// The whole file as a string, for small text files. Errors: as MappedFile::open, and kCorrupt when
-/// it is larger than max_bytes or a Git LFS pointer.
+/// The whole file as a string, for small text files; "-" is standard input. Errors: as
+/// MappedFile::open, and kCorrupt when it is larger than max_bytes or a Git LFS pointer.
 std::string read_text_file(const std::string& path, size_t max_bytes);
 
 /// Errors: kNotFound when the directory is not there or is a file, kPermission, kIo.

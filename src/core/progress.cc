@@ -14,6 +14,8 @@ namespace {
 
 // A job that is over sooner shows nothing.
 constexpr std::chrono::seconds kQuickJob{1};
+constexpr std::chrono::milliseconds kRedraw{100};
+constexpr std::chrono::milliseconds kLineOfUnknownTotal{10'000};
 
 std::string amount(double value, const std::string& unit) {
   if (unit == "B") return fmt::format("{:.2f} GB", value / 1e9);
@@ -25,7 +27,7 @@ std::string amount(double value, const std::string& unit) {
 Progress::Progress(std::string label, uint64_t total, std::string unit)
     : label_(std::move(label)),
       unit_(std::move(unit)),
-      total_(std::max<uint64_t>(total, 1)),
+      total_(total),
       is_terminal_(::isatty(STDERR_FILENO) == 1),
       is_silent_(log_level() > LogLevel::kInfo),
       start_(std::chrono::steady_clock::now()),
@@ -37,13 +39,19 @@ Progress::~Progress() {
 }
 
 void Progress::add(uint64_t n) {
-  done_ = std::min(done_ + n, total_);
+  done_ += n;
+  if (total_ > 0) done_ = std::min(done_, total_);
   if (is_silent_) return;
   const auto now = std::chrono::steady_clock::now();
   if (done_ == total_ && is_terminal_) return finish();
   if (now - start_ < kQuickJob) return;
+  if (total_ == 0) {
+    if (now - last_draw_ < (is_terminal_ ? kRedraw : kLineOfUnknownTotal)) return;
+    last_draw_ = now;
+    return draw(false);
+  }
   const int tenth = static_cast<int>(10 * done_ / total_);
-  if (is_terminal_ ? now - last_draw_ >= std::chrono::milliseconds(100) : tenth > last_tenth_) {
+  if (is_terminal_ ? now - last_draw_ >= kRedraw : tenth > last_tenth_) {
     last_draw_ = now;
     last_tenth_ = tenth;
     draw(false);
@@ -59,6 +67,15 @@ void Progress::finish() {
 void Progress::draw(bool final) {
   const double seconds =
       std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+  if (total_ == 0) {
+    const double done = static_cast<double>(done_);
+    const std::string line = fmt::format("{}  {}  {}/s", label_, amount(done, unit_),
+                                         amount(seconds > 0 ? done / seconds : 0, unit_));
+    if (!is_terminal_) return log_line(LogLevel::kInfo, line);
+    fmt::print(stderr, "\r\x1b[K{}{}", line, final ? "\n" : "");
+    std::fflush(stderr);
+    return;
+  }
   const double share = static_cast<double>(done_) / static_cast<double>(total_);
   const double rate = seconds > 0 ? static_cast<double>(done_) / seconds : 0;
   const double left = rate > 0 ? static_cast<double>(total_ - done_) / rate : 0;

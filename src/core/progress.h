@@ -11,7 +11,8 @@ namespace caravan {
 /// log_level() > kInfo.
 class Progress {
  public:
-  /// total: units of work, e.g. bytes or tensors. unit: "B" prints GB and GB/s, anything else is
+  /// total: units of work, e.g. bytes or tensors; 0 when nobody knows, which shows no share and a
+  /// line every ten seconds. unit: "B" prints GB and GB/s, anything else is
   /// printed as it is.
   Progress(std::string label, uint64_t total, std::string unit);
   Progress(const Progress&) = delete;

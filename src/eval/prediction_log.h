@@ -1,12 +1,13 @@
 #pragma once
 
 #include <cstdint>
-#include <fstream>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "eval/predictions.h"
+#include "eval/result_log.h"
 
 namespace caravan {
 
@@ -21,18 +22,16 @@ struct SummaryItem {
 };
 
 /// A predictions file (eval/predictions.h) that grows by one line for each finished article and can
-/// be continued. Each line carries the digest of the settings it was made with ("settings"), and
+/// be continued. Each line carries the settings it was made with ("settings"), and
 /// "hf_prompt_ids" when there are any.
 class PredictionLog {
  public:
-  enum class Mode { kNew, kReplace, kResume };
+  using Mode = ResultLog::Mode;
 
-  /// path "": nothing is written. kNew refuses a file that is there. kResume takes the lines of the
-  /// file (an unfinished last line is cut off; no file: nothing is done yet) as the predictions of
-  /// the first items, in order.
-  /// Errors: kIo; kInvalidArgument when the file exists (kNew), was written with other settings or
-  /// for other items; kCorrupt.
-  PredictionLog(const std::string& path, Mode mode, const std::string& settings_digest,
+  /// path "": nothing is written; the modes are ResultLog's. kResume takes the lines of the file as
+  /// the predictions of the first items, in order.
+  /// Errors: those of ResultLog; kInvalidArgument when the file was written for other items.
+  PredictionLog(const std::string& path, Mode mode, const ResultSettings& settings,
                 std::span<const SummaryItem> items);
 
   /// Of the first items, from the file that is continued.
@@ -42,12 +41,10 @@ class PredictionLog {
   void append(const SummaryItem& item, const Prediction& prediction);
 
  private:
-  void resume(std::span<const SummaryItem> items);
+  void resume(const std::string& path, std::span<const SummaryItem> items);
 
-  std::string path_;
-  std::string digest_;
   std::vector<Prediction> finished_;
-  std::ofstream file_;
+  std::optional<ResultLog> log_;
 };
 
 }  // namespace caravan

@@ -1,6 +1,7 @@
 #include "eval/score.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "core/error.h"
@@ -18,6 +19,9 @@ std::vector<std::pair<int32_t, float>> most_likely(std::span<const float> logits
                     [&](int32_t a, int32_t b) {
                       const float x = logits[static_cast<size_t>(a)];
                       const float y = logits[static_cast<size_t>(b)];
+                      if (std::isnan(x) || std::isnan(y)) {  // last, so that the order is one
+                        return std::isnan(x) == std::isnan(y) ? a < b : std::isnan(y);
+                      }
                       return x > y || (x == y && a < b);
                     });
   std::vector<std::pair<int32_t, float>> top;

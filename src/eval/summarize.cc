@@ -2,37 +2,18 @@
 
 #include <algorithm>
 #include <chrono>
-#include <filesystem>
 #include <map>
 #include <numeric>
 #include <set>
-#include <system_error>
 
 #include "core/error.h"
 #include "core/json.h"
 #include "core/json_text.h"
 #include "core/log.h"
-#include "core/mapped_file.h"
-#include "format/checksum.h"
 
 namespace caravan {
 
 namespace {
-
-namespace fs = std::filesystem;
-
-/// Name and size of every weight file, in order of their names.
-boost::json::object weight_files(const std::string& directory) {
-  std::map<std::string, int64_t> sizes;
-  for (const fs::directory_entry& entry : fs::directory_iterator(directory)) {
-    const std::string suffix = entry.path().extension().string();
-    if (suffix != ".safetensors" && suffix != ".bin") continue;
-    sizes[entry.path().filename().string()] = static_cast<int64_t>(entry.file_size());
-  }
-  boost::json::object files;
-  for (const auto& [name, size] : sizes) files[name] = size;
-  return files;
-}
 
 Prediction make_prediction(const SummaryItem& item, const Completion& completion,
                            const SummarizeSettings& settings) {
@@ -124,30 +105,26 @@ std::vector<SummaryItem> make_summary_items(const std::vector<DatasetRow>& rows,
   return items;
 }
 
-std::string summary_settings_digest(const ModelDir& dir, const LlmOptions& options,
-                                    const SummarizeSettings& settings) {
-  constexpr size_t kMaxConfigBytes = size_t{64} << 20;
+ResultSettings summary_settings(const ModelDir& dir, const LlmOptions& options,
+                                const SummarizeSettings& settings) {
   const SamplingParams& sampling = settings.sampling;
-  const boost::json::object all{
-      {"config", read_text_file(dir.path + "/config.json", kMaxConfigBytes)},
-      {"weights", weight_files(dir.path)},
-      {"dtype", options.dtype},
-      {"kv_cache_dtype", options.kv_cache_dtype},
-      {"device", options.device.substr(0, options.device.find(':'))},
-      {"cpu_isa", options.cpu_isa},
-      {"template", static_cast<int>(settings.prompt_template)},
-      {"instruction", settings.instruction},
-      {"overflow", static_cast<int>(settings.overflow)},
-      {"max_input_len", settings.max_input_len},
-      {"compat", settings.is_trtllm_2023},
-      {"max_output_len", sampling.max_output_len},
-      {"temperature", static_cast<double>(sampling.temperature)},
-      {"top_k", sampling.top_k},
-      {"top_p", static_cast<double>(sampling.top_p)},
-      {"repetition_penalty", static_cast<double>(sampling.repetition_penalty)},
-      {"seed", sampling.seed}};
-  const std::string text = to_json_text(all);
-  return checksum_text(xxh3({reinterpret_cast<const std::byte*>(text.data()), text.size()}));
+  boost::json::object all = model_identity(dir.path);
+  all["--dtype"] = options.dtype;
+  all["--kv-cache-dtype"] = options.kv_cache_dtype;
+  all["--device"] = options.device.substr(0, options.device.find(':'));
+  all["--cpu-isa"] = options.cpu_isa;
+  all["--template"] = static_cast<int>(settings.prompt_template);
+  all["--instruction"] = settings.instruction;
+  all["--overflow"] = static_cast<int>(settings.overflow);
+  all["--max-input-len"] = settings.max_input_len;
+  all["--compat"] = settings.is_trtllm_2023;
+  all["--output-len"] = sampling.max_output_len;
+  all["--temperature"] = static_cast<double>(sampling.temperature);
+  all["--top-k"] = sampling.top_k;
+  all["--top-p"] = static_cast<double>(sampling.top_p);
+  all["--repetition-penalty"] = static_cast<double>(sampling.repetition_penalty);
+  all["--seed"] = sampling.seed;
+  return ResultSettings(all);
 }
 
 double SummarizeRun::seconds() const {

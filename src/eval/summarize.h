@@ -46,11 +46,10 @@ std::vector<SummaryItem> make_summary_items(const std::vector<DatasetRow>& rows,
                                             const SummarizeSettings& settings,
                                             int64_t model_max_length);
 
-/// 16 hexadecimal digits that change with anything that may change a prediction: the model's
-/// config.json and the names and sizes of its weight files, how it computes (dtypes, device), the
-/// settings. Not with the batch size or the number of threads, which change no bit.
-std::string summary_settings_digest(const ModelDir& dir, const LlmOptions& options,
-                                    const SummarizeSettings& settings);
+/// Whatever may change a prediction, by the names of the flags: the model, how it computes (dtypes,
+/// device), the settings. Not the batch size or the number of threads, which change no bit.
+ResultSettings summary_settings(const ModelDir& dir, const LlmOptions& options,
+                                const SummarizeSettings& settings);
 
 struct SummarizeRun {
   std::vector<Prediction> predictions;  // of all items, those of a continued file included

@@ -72,7 +72,7 @@ class SummarizeTest : public ::testing::Test {
   ~SummarizeTest() override { fs::remove(path_); }
 
   SummarizeRun run(PredictionLog::Mode mode, int64_t batch_size, const std::string& digest = "d") {
-    PredictionLog log(path_, mode, digest, items_);
+    PredictionLog log(path_, mode, ResultSettings({{"--digest", digest}}), items_);
     return run_summaries(*llm_, items_, batch_size, settings_, log, nullptr);
   }
   std::string file() const { return read_text_file(path_, 1 << 20); }
@@ -129,7 +129,9 @@ TEST_F(SummarizeTest, BatchesAndResumingChangeNothing) {
   EXPECT_EQ(run(PredictionLog::Mode::kResume, 4).num_resumed, 0);
   EXPECT_EQ(file(), expected) << "nothing there to continue";
 
-  EXPECT_NE(refusal([&] { run(PredictionLog::Mode::kResume, 1, "e"); }).find("other settings"),
+  EXPECT_NE(refusal([&] {
+              run(PredictionLog::Mode::kResume, 1, "e");
+            }).find("made with other settings (--digest changed)"),
             std::string::npos);
   std::swap(items_[0], items_[1]);
   EXPECT_NE(refusal([&] { run(PredictionLog::Mode::kResume, 1); }).find("the data set is another"),
@@ -170,23 +172,24 @@ TEST_F(SummarizeTest, TheOtherSideMustHaveHadTheSameTokens) {
             std::string::npos);
 }
 
-TEST_F(SummarizeTest, TheDigestFollowsWhatChangesAPrediction) {
+TEST_F(SummarizeTest, TheSettingsFollowWhatChangesAPrediction) {
   const ModelDir dir = open_model_dir(kModel);
   const LlmOptions options;
-  const std::string digest = summary_settings_digest(dir, options, settings_);
-  EXPECT_EQ(digest.size(), 16u);
+  const std::string digest = summary_settings(dir, options, settings_).text();
   LlmOptions other = options;
   other.max_batch_size = 7;
   other.num_threads = 3;
-  EXPECT_EQ(summary_settings_digest(dir, other, settings_), digest);
+  EXPECT_EQ(summary_settings(dir, other, settings_).text(), digest);
   other.dtype = "bfloat16";
-  EXPECT_NE(summary_settings_digest(dir, other, settings_), digest);
+  EXPECT_NE(summary_settings(dir, other, settings_).text(), digest);
   SummarizeSettings changed = settings_;
   changed.sampling.seed = 1;
-  EXPECT_NE(summary_settings_digest(dir, options, changed), digest);
+  EXPECT_EQ(summary_settings(dir, options, changed).changed(digest), "--seed");
   changed = settings_;
   changed.instruction += " Briefly.";
-  EXPECT_NE(summary_settings_digest(dir, options, changed), digest);
+  changed.sampling.temperature = 0.5f;
+  EXPECT_EQ(summary_settings(dir, options, changed).changed(digest),
+            "--instruction, --temperature");
 }
 
 }  // namespace

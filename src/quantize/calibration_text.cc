@@ -107,9 +107,13 @@ int64_t CalibrationText::num_tokens() const {
 
 CalibrationText read_calibration_text(const std::string& path, const Tokenizer& tokenizer,
                                       int64_t vocab_size, int64_t num_samples, int64_t max_len) {
-  const MappedFile file = MappedFile::open(path);
-  const std::string_view text =
-      skip_byte_order_mark({reinterpret_cast<const char*>(file.data()), file.size()});
+  constexpr size_t kMaxPipedBytes = size_t{1} << 30;
+  const bool is_piped = path == "-";
+  const MappedFile file = is_piped ? MappedFile() : MappedFile::open(path);
+  const std::string piped = is_piped ? read_text_file(path, kMaxPipedBytes) : "";
+  const std::string_view text = skip_byte_order_mark(
+      is_piped ? std::string_view(piped)
+               : std::string_view(reinterpret_cast<const char*>(file.data()), file.size()));
   check_not_lfs_pointer(text, path);
   Samples samples(path, vocab_size, num_samples, max_len);
   const size_t first = text.find_first_not_of(" \t\r\n");

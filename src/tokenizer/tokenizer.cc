@@ -128,6 +128,16 @@ int32_t Tokenizer::token_id(std::string_view content) const {
   return added != nullptr ? added->id : impl_->loaded.bpe.tokens().find(content);
 }
 
+std::optional<int32_t> Tokenizer::find_added(std::string_view text) const {
+  std::optional<int32_t> first;
+  impl_->loaded.added_tokens.split(
+      text, [](std::string_view) {},
+      [&](int32_t id) {
+        if (!first) first = id;
+      });
+  return first;
+}
+
 const Tokenizer& TokenizerOrReason::value() const {
   if (!tokenizer) throw_error(code, reason);
   return *tokenizer;

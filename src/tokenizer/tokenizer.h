@@ -68,6 +68,8 @@ class Tokenizer {
   int32_t vocab_size() const;
   /// Id of a token by its bytes (" the", "<|endoftext|>"), or -1.
   int32_t token_id(std::string_view content) const;
+  /// The first special or added token that encode() with parse_special would find in the text.
+  std::optional<int32_t> find_added(std::string_view text) const;
 
  private:
   struct Impl;
