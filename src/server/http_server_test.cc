@@ -374,7 +374,9 @@ TEST_F(HttpServerTest, PingsSilentStreams) {
 }
 
 TEST_F(HttpServerTest, CutsSlowReaders) {
-  serve();
+  HttpServerOptions quick = options();
+  quick.stream_grace_s = 0.3;
+  serve(quick);
   RawClient client(port(), 4096);
   client.get("/hold");
   const Exchange exchange = held_.take();
@@ -385,14 +387,41 @@ TEST_F(HttpServerTest, CutsSlowReaders) {
   int64_t num_bytes = 0;
   while (num_bytes < (64 << 20) && exchange->write(event)) {
     num_bytes += 1000;
-    if (num_bytes % 100000 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (num_bytes % 10000 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  // The cap, and what the kernel holds on both sides.
   EXPECT_GE(num_bytes, 256 << 10);
-  EXPECT_LT(num_bytes, 2 << 20);
+  EXPECT_LT(num_bytes, 64 << 20);
   EXPECT_TRUE(eventually([&] { return num_told == 1; }));
   EXPECT_FALSE(exchange->write("x"));
   EXPECT_TRUE(eventually([&] { return server_->stats().num_connections == 0; }));
+  EXPECT_EQ(server_->stats().memory_bytes, 0);
+}
+
+TEST_F(HttpServerTest, SendsLargeEventsToClientsThatRead) {
+  serve();
+  const auto cap = static_cast<size_t>(options().max_stream_backlog);
+  for (const size_t size : {cap - 1, cap, cap + 1, cap + 50000, 8 * cap}) {
+    for (const bool waits : {false, true}) {
+      RawClient client(port());
+      client.get("/hold");
+      const Exchange exchange = held_.take();
+      exchange->start_stream(event_stream());
+      std::string expected;
+      std::string got;
+      std::thread reader([&] { got = client.read().body; });
+      for (int i = 0; i < 6; ++i) {
+        const std::string event = std::string(size, static_cast<char>('a' + i)) + "\n\n";
+        ASSERT_TRUE(exchange->write(event)) << size << " event " << i;
+        ASSERT_TRUE(exchange->write("data: small\n\n")) << size << " after event " << i;
+        expected += event + "data: small\n\n";
+        if (waits) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+      exchange->finish();
+      reader.join();
+      EXPECT_TRUE(got == expected) << size << ": " << got.size() << " of " << expected.size();
+    }
+  }
+  EXPECT_TRUE(eventually([&] { return server_->stats().memory_bytes == 0; }));
 }
 
 TEST_F(HttpServerTest, CutsReadersThatTakeNothing) {
@@ -501,21 +530,32 @@ TEST_F(HttpServerTest, HasTimeLimits) {
 TEST_F(HttpServerTest, RefusesConnectionsAboveTheLimit) {
   HttpServerOptions few = options();
   few.max_connections = 3;
+  routes_.push_back({.method = "GET",
+                     .path = "/health",
+                     .is_public = true,
+                     .is_quick = true,
+                     .handler = [](Exchange e) { e->respond(text("well")); }});
   serve(few);
   std::vector<std::unique_ptr<RawClient>> clients;
+  std::vector<Exchange> exchanges;
   for (int i = 0; i < 3; ++i) {
     clients.push_back(std::make_unique<RawClient>(port()));
-    clients.back()->get("/hello");
-    EXPECT_EQ(clients.back()->read().status, 200);
+    clients.back()->get("/hold");
+    exchanges.push_back(held_.take());
   }
   for (int i = 0; i < 20; ++i) {
     RawClient surplus(port());
     surplus.get("/hello");
     const RawResponse response = surplus.read();
-    EXPECT_EQ(response.status, 503) << "refused, not reset";
+    ASSERT_EQ(response.status, 503) << "refused, not reset";
     EXPECT_EQ(response.headers.at("retry-after"), "1");
+    RawClient probe(port());
+    probe.get("/health");
+    EXPECT_EQ(probe.read().body, "well") << "health has places of its own";
+    EXPECT_TRUE(probe.is_closed());
   }
   EXPECT_EQ(server_->stats().num_refused, 20);
+  exchanges.pop_back();
   clients.pop_back();
   EXPECT_TRUE(eventually([&] {
     RawClient next(port());
@@ -524,36 +564,73 @@ TEST_F(HttpServerTest, RefusesConnectionsAboveTheLimit) {
   }));
 }
 
+TEST_F(HttpServerTest, TheIdlestMakesRoom) {
+  HttpServerOptions few = options();
+  few.max_connections = 16;
+  serve(few);
+  RawClient busy(port());
+  busy.get("/hold");
+  const Exchange exchange = held_.take();
+  RawClient kept(port());
+  kept.get("/hello");
+  EXPECT_EQ(kept.read().status, 200);
+  std::vector<std::unique_ptr<RawClient>> silent;
+  for (int i = 0; i < 50; ++i) {
+    silent.push_back(std::make_unique<RawClient>(port()));
+    if (i % 2 == 1) silent.back()->send("GET /hello HTTP/1.1\r\nHost: lo");
+  }
+  for (int i = 0; i < 20; ++i) {
+    RawClient other(port());
+    other.get("/hello");
+    EXPECT_EQ(other.read().status, 200) << "silent clients lock nobody out";
+  }
+  EXPECT_TRUE(silent.front()->is_closed());
+  EXPECT_GE(server_->stats().num_evicted, 30);
+  EXPECT_EQ(server_->stats().num_refused, 0);
+  kept.get("/hello");
+  EXPECT_EQ(kept.read().status, 200) << "a flood of the new ends none that was of use";
+  exchange->respond(text("done"));
+  EXPECT_EQ(busy.read().body, "done");
+}
+
 TEST_F(HttpServerTest, WaitsForDescriptors) {
   serve();
-  RawClient before(port());
-  before.get("/hello");
-  EXPECT_EQ(before.read().status, 200);
+  RawClient busy(port());
+  busy.get("/hold");
+  const Exchange exchange = held_.take();
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int i = 0; i < 3; ++i) {
+    idle.push_back(std::make_unique<RawClient>(port()));
+    idle.back()->get("/hello");
+    EXPECT_EQ(idle.back()->read().status, 200);
+  }
   // Clients have their descriptors already; the server finds none for accept().
-  RawClient waiting(port());
   std::vector<int> taken;
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
   const rlimit lowered = {.rlim_cur = 64, .rlim_max = limit.rlim_max};
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &lowered), 0);
   for (int fd = dup(0); fd >= 0; fd = dup(0)) taken.push_back(fd);
-  RawClient* late = nullptr;
-  {
-    const int fd = taken.back();
+  const auto connect_with_the_last = [&] {
+    ::close(taken.back());
     taken.pop_back();
-    ::close(fd);
-    late = new RawClient(port());  // takes the last one
-  }
+    return std::make_unique<RawClient>(port());
+  };
+  std::unique_ptr<RawClient> late = connect_with_the_last();
   late->get("/hello");
+  EXPECT_EQ(late->read().status, 200) << "an idle one made room";
+  late->get("/hold");
+  const Exchange late_exchange = held_.take();
+  idle.clear();
+  for (int fd = dup(0); fd >= 0; fd = dup(0)) taken.push_back(fd);
+  std::unique_ptr<RawClient> later = connect_with_the_last();
+  later->get("/hello");
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  before.get("/hello");
-  EXPECT_EQ(before.read().status, 200) << "connections that there are go on";
+  exchange->respond(text("done"));
+  EXPECT_EQ(busy.read().body, "done") << "what runs goes on";
   for (const int fd : taken) ::close(fd);
   setrlimit(RLIMIT_NOFILE, &limit);
-  EXPECT_EQ(late->read().status, 200) << "the one that waited is served";
-  waiting.get("/hello");
-  EXPECT_EQ(waiting.read().status, 200);
-  delete late;
+  EXPECT_EQ(later->read().status, 200) << "the one that waited is served";
 }
 
 TEST_F(HttpServerTest, DrainsWhatRuns) {
