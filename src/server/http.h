@@ -57,8 +57,8 @@ class HttpExchange {
   virtual void on_disconnect(std::function<void()> callback) = 0;
   /// Whether the client has left: the rest of the work is for nobody.
   virtual bool is_gone() const { return false; }
-  /// Takes so many bytes more of the server's memory budget for an answer in the making, until it is
-  /// sent. False when they are not there: 503 with Retry-After is the answer.
+  /// Takes so many bytes more of the server's memory budget for an answer in the making, until it
+  /// is sent. False when they are not there: 503 with Retry-After is the answer.
   virtual bool reserve(int64_t num_bytes) { return num_bytes >= 0; }
 
  protected:
@@ -74,8 +74,8 @@ struct HttpRoute {
   std::string method;
   std::string path;        // exact, or a prefix when it ends with "/*": "/v1/models/*"
   bool is_public = false;  // needs no API key
-  /// Answers at once, whatever else goes on: has a thread of its own, apart from other handlers, and
-  /// is not logged while its status stays the same.
+  /// Answers at once, whatever else goes on: has a thread of its own, apart from other handlers,
+  /// and is not logged while its status stays the same.
   bool is_quick = false;
   HttpHandler handler;
 };

@@ -25,8 +25,8 @@ bool is_unix_socket_path(std::string_view host);
 /// 127.0.0.0/8, ::1, or a Unix socket. A name such as 127.example.org is none.
 bool is_local_host(std::string_view host);
 
-/// Why this is no API key, or "": it is empty, holds what is not visible ASCII, or begins with '-' (a
-/// flag that slipped into the key's place) or '#' (a comment).
+/// Why this is no API key, or "": it is empty, holds what is not visible ASCII, or begins with '-'
+/// (a flag that slipped into the key's place) or '#' (a comment).
 std::string api_key_problem(std::string_view key);
 
 /// Who may ask what: API keys, names of the server, origins of web pages. Immutable.

@@ -21,12 +21,18 @@ constexpr size_t kMaxSizeDigits = 16;
 /// What a proxy and a server could take differently when it comes behind the body: RFC 9110, 6.5.1.
 bool is_forbidden_in_trailer(std::string_view name) {
   constexpr std::array<std::string_view, 18> kNames = {
-      "authorization", "cache-control",       "connection",   "content-encoding", "content-length",
-      "content-range", "content-type",        "cookie",       "expect",           "host",
-      "max-forwards",  "proxy-authorization", "range",        "te",               "trailer",
-      "upgrade",       "origin",              "x-request-id",
+      "authorization",  "cache-control",
+      "connection",     "content-encoding",
+      "content-length", "content-range",
+      "content-type",   "cookie",
+      "expect",         "host",
+      "max-forwards",   "proxy-authorization",
+      "range",          "te",
+      "trailer",        "upgrade",
+      "origin",         "x-request-id",
   };
-  return name == "transfer-encoding" || std::find(kNames.begin(), kNames.end(), name) != kNames.end();
+  return name == "transfer-encoding" ||
+         std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 
 }  // namespace
@@ -103,7 +109,8 @@ void HttpBodyReader::read_chunk_size() {
   uint64_t size = 0;
   const char* end = line_.data() + num_digits;
   const auto [last, error] = std::from_chars(line_.data(), end, size, 16);
-  if (num_digits == 0 || num_digits > kMaxSizeDigits || last != end || error != std::errc() || line_.size() == num_digits + 1) {
+  if (num_digits == 0 || num_digits > kMaxSizeDigits || last != end || error != std::errc() ||
+      line_.size() == num_digits + 1) {
     return refuse(400, fmt::format("body: got chunk size \"{}\", expected hexadecimal digits",
                                    printable(line_, 64)));
   }
@@ -133,8 +140,8 @@ void HttpBodyReader::read_trailer() {
   }
   const size_t colon = line.find(':');
   if (colon == std::string_view::npos || !is_token(line.substr(0, colon))) {
-    return refuse(400, fmt::format("body: trailer line \"{}\": expected Name: value",
-                                   printable(line, 64)));
+    return refuse(
+        400, fmt::format("body: trailer line \"{}\": expected Name: value", printable(line, 64)));
   }
   const std::string name = ascii_lower(line.substr(0, colon));
   if (is_forbidden_in_trailer(name)) {

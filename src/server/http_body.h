@@ -12,9 +12,9 @@ namespace caravan {
 
 /// Reads the body of one request, of known length or chunked, from bytes that come piecemeal, and
 /// holds no more than what has come. Chunks are read as strictly as heads: a size is hexadecimal
-/// digits alone, lines end with CR LF. Trailers are checked and dropped; one that would have changed
-/// how the request is read (Host, Content-Length, Authorization, ...) is refused, and so are folded
-/// lines.
+/// digits alone, lines end with CR LF. Trailers are checked and dropped; one that would have
+/// changed how the request is read (Host, Content-Length, Authorization, ...) is refused, and so
+/// are folded lines.
 class HttpBodyReader {
  public:
   /// `head`: as parse_http_head() accepted it.

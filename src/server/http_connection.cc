@@ -29,13 +29,15 @@ using State = HttpConnectionTable::State;
 constexpr size_t kInputBytes = 65536;     // read ahead of what has been understood
 constexpr size_t kIdleInputBytes = 4096;  // the same while an answer is made: pipelined requests
 constexpr size_t kReadBytes = 16384;
-constexpr size_t kWritePieces = 16;       // of one call
-constexpr int kSendBufferBytes = 131072;  // bounds what the kernel keeps for a slow reader
+constexpr size_t kWritePieces = 16;                // of one call
+constexpr int kSendBufferBytes = 131072;           // bounds what the kernel keeps for a slow reader
 constexpr int64_t kLargeBytes = int64_t{1} << 20;  // unsent: must go faster when memory is short
-constexpr auto kLinger = std::chrono::seconds(2);
-constexpr size_t kLingerBytes = size_t{1} << 20;
-constexpr auto kGoneGrace = std::chrono::seconds(5);  // for a handler whose client has left
-constexpr int kClientLeft = 499;                      // in the log only, as nginx has it
+constexpr auto kLinger = std::chrono::seconds(2);  // of silence
+constexpr auto kMaxLinger = std::chrono::seconds(10);  // in all
+constexpr int64_t kLingerBytes = int64_t{1} << 20;     // above the largest body
+constexpr int kMaxReads = 32;                          // before others have their turn
+constexpr auto kGoneGrace = std::chrono::seconds(5);   // for a handler whose client has left
+constexpr int kClientLeft = 499;                       // in the log only, as nginx has it
 constexpr const char* kNoMemory = "the server has no memory for this request now; try again";
 
 Clock::duration seconds(double value) {
@@ -104,10 +106,14 @@ void HttpConnection::on_readable(error_code error) {
   is_reading_ = false;
   if (!socket_.is_open()) return;
   std::array<char, kReadBytes> buffer;
-  while (!error && input_.size() < read_limit_) {
+  for (int i = 0; !error && i < kMaxReads && input_.size() < read_limit_; ++i) {
     const size_t wanted = std::min(buffer.size(), read_limit_ - input_.size());
     const size_t num_bytes = socket_.read_some(asio::buffer(buffer.data(), wanted), error);
-    input_.append(buffer.data(), num_bytes);
+    if (is_discarding_) {
+      num_discarded_ += static_cast<int64_t>(num_bytes);
+    } else {
+      input_.append(buffer.data(), num_bytes);
+    }
   }
   // What every connection may hold is bounded by their number.
   const size_t num_counted = input_.size() > kIdleInputBytes ? input_.size() : 0;
@@ -220,7 +226,8 @@ asio::awaitable<void> HttpConnection::serve() {
     read_more();
     bool is_first = true;
     do {
-      if (!is_first && !input_.empty()) co_await asio::post(socket_.get_executor(), asio::use_awaitable);
+      if (!is_first && !input_.empty())
+        co_await asio::post(socket_.get_executor(), asio::use_awaitable);
       next = co_await serve_request(is_first);
       is_first = false;
       if (next == Next::kRequest) shared_.table.set_state(this, State::kKept);
@@ -416,8 +423,8 @@ asio::awaitable<HttpConnection::Next> HttpConnection::send_refusal(HttpResponse 
                                                                    bool keep_alive) {
   add_headers(response);
   const Next next = after(keep_alive);
-  std::string bytes = encode_response_head(response, HttpBodyForm::kLength, next == Next::kRequest,
-                                           is_http10_);
+  std::string bytes =
+      encode_response_head(response, HttpBodyForm::kLength, next == Next::kRequest, is_http10_);
   if (method_ != "HEAD") bytes += response.body;
   log_request(response.status, static_cast<int64_t>(response.body.size()));
   write(std::move(bytes));
@@ -493,8 +500,8 @@ asio::awaitable<HttpConnection::Next> HttpConnection::send_reply(std::shared_ptr
       reply->disconnect();
     }
     if (is_writing_) {
-      co_await sleep_until(std::min(sending.gone_deadline,
-                                    window_begin_ + seconds(options().write_timeout_s)));
+      co_await sleep_until(
+          std::min(sending.gone_deadline, window_begin_ + seconds(options().write_timeout_s)));
     } else if (sending.has_more) {
       co_await asio::post(socket_.get_executor(), asio::use_awaitable);
     } else {
@@ -506,17 +513,23 @@ asio::awaitable<HttpConnection::Next> HttpConnection::send_reply(std::shared_ptr
   }
 }
 
-/// Lets the client read the last response: closing a socket that has unread input resets it.
+/// Lets the client read the last response: closing a socket that has unread input resets it. Most
+/// clients send all of a body before they look at the answer, also to one that is refused.
 asio::awaitable<void> HttpConnection::linger() {
   error_code ignored;
   socket_.shutdown(Socket::shutdown_send, ignored);
-  const Clock::time_point deadline = Clock::now() + kLinger;
-  size_t num_bytes = 0;
+  input_ = std::string();
+  input_share_.release();
   lacks_memory_ = false;
+  is_discarding_ = true;
+  set_read_limit(kInputBytes);
+  const Clock::time_point end = Clock::now() + kMaxLinger;
+  Clock::time_point deadline = Clock::now() + kLinger;
+  int64_t num_seen = 0;
   while (!has_ended_ && !has_failed_ && !is_ending() && !is_evicted_ && Clock::now() < deadline &&
-         num_bytes < kLingerBytes) {
-    num_bytes += input_.size();
-    consume(input_.size());
+         num_discarded_ < options().max_body_bytes + kLingerBytes) {
+    if (num_discarded_ > num_seen) deadline = std::min(end, Clock::now() + kLinger);
+    num_seen = num_discarded_;
     co_await sleep_until(deadline);
   }
 }

@@ -134,6 +134,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   MemoryShare input_share_;
   size_t read_limit_;
   bool is_reading_ = false;
+  bool is_discarding_ = false;  // what comes matters no more
+  int64_t num_discarded_ = 0;
   bool has_ended_ = false;  // the client sends nothing more
   bool has_failed_ = false;
   bool lacks_memory_ = false;

@@ -27,9 +27,9 @@ class HttpConnectionTable {
   void remove(HttpConnection* connection);
   void set_state(HttpConnection* connection, State state);
 
-  /// The connection that is to make room, which counts no more: the idlest of the new or of the kept
-  /// ones, of whichever there are more. A flood of silent clients makes way for itself, and ends no
-  /// connection that is in use. nullptr when all are busy.
+  /// The connection that is to make room, which counts no more: the idlest of the new or of the
+  /// kept ones, of whichever there are more. A flood of silent clients makes way for itself, and
+  /// ends no connection that is in use. nullptr when all are busy.
   std::shared_ptr<HttpConnection> take_idlest();
 
   bool is_leaving(HttpConnection* connection) const;

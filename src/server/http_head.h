@@ -60,9 +60,9 @@ struct HttpHead {
 
 /// Reads a whole head, "GET /health HTTP/1.1\r\nHost: a\r\n\r\n". Stricter than RFC 9112 wherever
 /// two programs could read a request differently: one Host, one Content-Length of digits alone and
-/// without leading zeros, no Content-Length beside Transfer-Encoding, no coding but chunked, no folded lines, no space before
-/// the colon, no second Authorization or Content-Type. The path is percent-decoded UTF-8 without
-/// control characters, backslashes and ".." segments.
+/// without leading zeros, no Content-Length beside Transfer-Encoding, no coding but chunked, no
+/// folded lines, no space before the colon, no second Authorization or Content-Type. The path is
+/// percent-decoded UTF-8 without control characters, backslashes and ".." segments.
 std::optional<HttpProblem> parse_http_head(std::string_view block, HttpHead& head);
 
 /// Nothing when a '%' is not followed by two hexadecimal digits.

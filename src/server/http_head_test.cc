@@ -329,8 +329,7 @@ TEST(HttpBody, HoldsWhatHasComeAndNoMore) {
   EXPECT_LE(held(length, "a", 1), 4096) << "a length that was announced takes nothing";
   EXPECT_LE(held(chunked, "400000\r\na", 1), 4096);
   EXPECT_LE(held(length, std::string(1000000, 'a'), 997), 1000000 + (128 << 10));
-  EXPECT_LE(held(chunked, "400000\r\n" + std::string(1000000, 'a'), 16384),
-            1000000 + (128 << 10));
+  EXPECT_LE(held(chunked, "400000\r\n" + std::string(1000000, 'a'), 16384), 1000000 + (128 << 10));
   std::string tiny;
   for (int i = 0; i < 100000; ++i) tiny += "1\r\na\r\n";
   EXPECT_LE(held(chunked, tiny, 4096), 100000 + (128 << 10));

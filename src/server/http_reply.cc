@@ -42,8 +42,8 @@ void HttpReply::start_stream(HttpResponse head) {
   notify_locked();
 }
 
-/// A client is judged by what it reads, not by what a handler writes at once: it is too slow when in
-/// all of the grace more than the cap waited and it took less than that.
+/// A client is judged by what it reads, not by what a handler writes at once: it is too slow when
+/// in all of the grace more than the cap waited and it took less than that.
 void HttpReply::update_backlog_locked() {
   const int64_t num_read = num_taken_ - num_unsent_;
   if (backlog_locked() <= limits_.max_backlog) {
@@ -138,12 +138,17 @@ void HttpReply::detach() {
   std::function<void()> dropped;
   std::function<void()> dropped_callback;
   const std::lock_guard lock(mutex_);
-  is_gone_ = true;
+  is_gone_ = is_detached_ = true;
   dropped = std::exchange(notify_, nullptr);
   if (is_complete_) dropped_callback = std::exchange(on_disconnect_, nullptr);
   pending_.clear();
   num_pending_ = num_unsent_ = 0;
   share_.release();
+}
+
+bool HttpReply::is_detached() {
+  const std::lock_guard lock(mutex_);
+  return is_detached_;
 }
 
 HttpReply::Output HttpReply::take() {

@@ -51,6 +51,7 @@ class HttpReply {
   /// `notify` is called, on any thread and with a lock held, when take() has something new.
   void attach(std::function<void()> notify);
   void detach();
+  bool is_detached();
   /// What is new. A payload counts as backlog until note_unsent() says otherwise.
   Output take();
   /// How much of what was taken the connection still holds.
@@ -89,6 +90,7 @@ class HttpReply {
   bool is_cut_ = false;
   bool is_too_slow_ = false;
   bool is_gone_ = false;
+  bool is_detached_ = false;
 };
 
 /// What a handler holds.

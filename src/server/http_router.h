@@ -18,8 +18,8 @@ struct HttpRouteMatch {
 HttpRouteMatch match_route(const std::vector<HttpRoute>& routes, const std::string& method,
                            const std::string& path);
 
-/// Without slashes at its end and between slashes: "//v1/models/" -> "/v1/models". Clients put bases
-/// and paths together that way.
+/// Without slashes at its end and between slashes: "//v1/models/" -> "/v1/models". Clients join
+/// bases and paths that way.
 std::string normal_path(std::string_view path);
 
 }  // namespace caravan

@@ -160,7 +160,7 @@ void HttpServer::Impl::run_handler(const HttpRoute& route, HttpRequest request,
   auto exchange = std::make_shared<ReplyExchange>(std::move(request), std::move(body_share), reply);
   asio::thread_pool& pool = route.is_quick ? *quick_worker_ : *workers_;
   asio::post(pool, [&route, reply, exchange = std::move(exchange)]() mutable {
-    if (exchange->is_gone()) return;  // it left while it waited for a thread
+    if (reply->is_detached()) return;  // the client left while this waited for a thread
     try {
       route.handler(exchange);  // kept here: dropped within, it would answer before the error does
     } catch (const Error& error) {

@@ -5,141 +5,27 @@
 #include <sys/un.h>
 
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <filesystem>
-#include <functional>
-#include <mutex>
+#include <fstream>
 #include <thread>
 
 #include "core/error.h"
-#include "core/log.h"
 #include "server/test_http_client.h"
+#include "server/test_http_server.h"
 #include "tests/test_scale.h"
 
 namespace caravan {
 namespace {
 
+using testing::Clock;
+using testing::event_stream;
+using testing::eventually;
+using testing::Exchange;
+using testing::HttpServerTest;
+using testing::ms_since;
 using testing::RawClient;
 using testing::RawResponse;
-using Exchange = std::shared_ptr<HttpExchange>;
-using Clock = std::chrono::steady_clock;
-
-double ms_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
-
-bool eventually(const std::function<bool()>& is_true) {
-  for (int i = 0; i < 1000; ++i) {
-    if (is_true()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  return false;
-}
-
-HttpResponse text(std::string body) {
-  return {.status = 200, .content_type = "text/plain", .body = std::move(body), .headers = {}};
-}
-HttpResponse event_stream() {
-  return {.status = 200, .content_type = "text/event-stream", .body = "", .headers = {}};
-}
-
-/// Exchanges that handlers leave with the test.
-class Held {
- public:
-  void add(Exchange exchange) {
-    const std::lock_guard lock(mutex_);
-    exchanges_.push_back(std::move(exchange));
-    changed_.notify_all();
-  }
-  Exchange take() {
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, std::chrono::seconds(20),
-                           [this] { return !exchanges_.empty(); })) {
-      ADD_FAILURE() << "no request arrived";
-      return nullptr;
-    }
-    Exchange exchange = std::move(exchanges_.front());
-    exchanges_.erase(exchanges_.begin());
-    return exchange;
-  }
-
-  /// The next one, if it comes before `is_done`.
-  Exchange take_until(const std::atomic<bool>& is_done) {
-    while (!is_done) {
-      {
-        const std::lock_guard lock(mutex_);
-        if (!exchanges_.empty()) {
-          Exchange exchange = std::move(exchanges_.back());
-          exchanges_.pop_back();
-          return exchange;
-        }
-      }
-      std::this_thread::yield();
-    }
-    return nullptr;
-  }
-  void clear() {
-    std::vector<Exchange> dropped;
-    const std::lock_guard lock(mutex_);
-    std::swap(dropped, exchanges_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<Exchange> exchanges_;
-};
-
-class HttpServerTest : public ::testing::Test {
- protected:
-  void SetUp() override { set_log_level(LogLevel::kOff); }
-  void TearDown() override {
-    server_.reset();
-    set_log_level(LogLevel::kInfo);
-  }
-
-  HttpServerOptions options() const {
-    HttpServerOptions options;
-    options.port = 0;
-    return options;
-  }
-  void serve(const HttpServerOptions& server_options) {
-    const auto add = [this](const char* method, const char* path, HttpHandler handler) {
-      routes_.push_back({.method = method, .path = path, .is_public = false, .handler = handler});
-    };
-    add("GET", "/hello", [](Exchange e) { e->respond(text("hello")); });
-    add("POST", "/echo", [](Exchange e) {
-      std::string body = e->request().body;
-      e->respond(text(std::move(body)));
-    });
-    add("GET", "/path/*", [](Exchange e) { e->respond(text(e->request().path)); });
-    add("GET", "/id",
-        [](Exchange e) { e->respond(text(std::string(e->request().header("x-request-id")))); });
-    add("POST", "/hold", [this](Exchange e) { held_.add(std::move(e)); });
-    add("GET", "/hold", [this](Exchange e) { held_.add(std::move(e)); });
-    add("GET", "/drop", [](Exchange) {});
-    add("GET", "/cut", [](Exchange e) {
-      e->start_stream(event_stream());
-      e->write("data: 1\n\n");
-    });
-    add("GET", "/bad", [](Exchange) { throw Error(ErrorCode::kInvalidArgument, "x: wrong"); });
-    add("GET", "/broken", [](Exchange) { throw std::runtime_error("secret detail"); });
-    add("GET", "/split", [](Exchange e) {
-      HttpResponse response = text("x");
-      response.headers.emplace_back("x-a", "b\r\nx-injected: 1");
-      e->respond(std::move(response));
-    });
-    server_ = std::make_unique<HttpServer>(server_options, routes_);
-    server_->start();
-  }
-  void serve() { serve(options()); }
-  int port() const { return server_->port(); }
-
-  std::vector<HttpRoute> routes_;
-  Held held_;
-  std::unique_ptr<HttpServer> server_;
-};
+using testing::text;
 
 TEST_F(HttpServerTest, AnswersOneRequestAfterTheOther) {
   serve();
@@ -248,6 +134,14 @@ TEST_F(HttpServerTest, KnowsMethodsAndPaths) {
   EXPECT_EQ(other.read().status, 404);
   other.get("/path/a%2Fb%20c?q=1");
   EXPECT_EQ(other.read().body, "/path/a/b c");
+  for (const char* path : {"/hello/", "//hello", "/hello//", "//hello///?a=/"}) {
+    other.get(path);
+    EXPECT_EQ(other.read().body, "hello") << path;
+  }
+  other.get("/path//a///b/");
+  EXPECT_EQ(other.read().body, "/path/a/b");
+  other.get("/path/");
+  EXPECT_EQ(other.read().status, 404);
 }
 
 TEST_F(HttpServerTest, SpeaksHttp10) {
@@ -256,6 +150,11 @@ TEST_F(HttpServerTest, SpeaksHttp10) {
   client.send("GET /hello HTTP/1.0\r\n\r\n");
   EXPECT_EQ(client.read().body, "hello");
   EXPECT_TRUE(client.is_closed());
+  RawClient kept(port());
+  for (int i = 0; i < 2; ++i) {
+    kept.send("GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    EXPECT_EQ(kept.read().headers.at("connection"), "keep-alive") << "a client of 1.0 must be told";
+  }
   RawClient stream(port());
   stream.send("GET /hold HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n");
   const Exchange exchange = held_.take();
@@ -722,6 +621,19 @@ TEST_F(HttpServerTest, GuardsAndSharesByOrigin) {
   EXPECT_EQ(response.status, 204);
   EXPECT_NE(response.headers.at("access-control-allow-headers").find("authorization"),
             std::string::npos);
+  // As OpenAI's client for JavaScript asks.
+  client.send(
+      "OPTIONS /echo HTTP/1.1\r\nHost: localhost\r\nOrigin: https://app.example\r\n"
+      "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization,"
+      "content-type,x-stainless-arch, X-Stainless-Retry-Count,bad name\r\n\r\n");
+  response = client.read();
+  const std::string allowed = response.headers.at("access-control-allow-headers");
+  EXPECT_NE(allowed.find("x-stainless-arch, x-stainless-retry-count"), std::string::npos)
+      << allowed;
+  EXPECT_EQ(allowed.find("bad"), std::string::npos);
+  EXPECT_EQ(response.headers.at("access-control-max-age"), "600");
+  EXPECT_NE(response.headers.at("access-control-expose-headers").find("x-request-id"),
+            std::string::npos);
   client.send("GET /hello HTTP/1.1\r\nHost: evil.example\r\nAuthorization: Bearer key\r\n\r\n");
   EXPECT_EQ(client.read().status, 403);
 }
@@ -750,6 +662,35 @@ TEST_F(HttpServerTest, ListensOnAUnixSocket) {
     server_.reset();
     EXPECT_FALSE(std::filesystem::exists(unix_options.host));
   }
+}
+
+TEST_F(HttpServerTest, RemovesNoFileButItsSocket) {
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("kept" + std::to_string(getpid()) + ".sock"))
+          .string();
+  HttpServerOptions unix_options = options();
+  unix_options.host = path;
+  std::ofstream(path) << "precious";
+  try {
+    HttpServer server(unix_options, {});
+    FAIL() << "listens in a file's place";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kIo);
+    EXPECT_NE(std::string(error.what()).find(path), std::string::npos);
+  }
+  EXPECT_EQ(std::filesystem::file_size(path), 8u);
+  std::filesystem::remove(path);
+  std::filesystem::create_symlink("/nowhere", path);
+  EXPECT_THROW(HttpServer(unix_options, {}), Error) << "a link is no socket";
+  EXPECT_TRUE(std::filesystem::is_symlink(path));
+  std::filesystem::remove(path);
+
+  serve(unix_options);
+  std::filesystem::remove(path);
+  std::ofstream(path) << "another's";
+  server_.reset();
+  EXPECT_TRUE(std::filesystem::exists(path)) << "what took its place is kept";
+  std::filesystem::remove(path);
 }
 
 TEST_F(HttpServerTest, SaysWhyItCannotListen) {
