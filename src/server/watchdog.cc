@@ -26,7 +26,7 @@ double steady_ms() {
 }  // namespace
 
 double StallMeter::observe(double stalled_ms, double now_ms) {
-  const double not_run_ms = last_ms_ < 0 ? 0 : now_ms - last_ms_ - interval_ms_;
+  const double not_run_ms = now_ms - last_ms_ - interval_ms_;
   last_ms_ = now_ms;
   if (not_run_ms > kLateMs) {
     lost_ms_ += not_run_ms;
@@ -36,7 +36,7 @@ double StallMeter::observe(double stalled_ms, double now_ms) {
   return std::max(0.0, stalled_ms - lost_ms_);
 }
 
-Watchdog::Watchdog(WatchdogOptions options) : options_(std::move(options)) {
+Watchdog::Watchdog(WatchdogOptions options) : options_(std::move(options)), start_ms_(now_ms()) {
   CARAVAN_CHECK(options_.limit_s > 0 && options_.grace_s >= 0,
                 "watchdog: got {} s, expected more than 0", options_.limit_s);
   CARAVAN_CHECK(options_.stalled_ms && options_.failure && options_.on_trip && options_.on_exit,
@@ -60,9 +60,10 @@ bool Watchdog::wait_ms(double ms) {
                           [this] { return is_ending_; });
 }
 
+double Watchdog::now_ms() const { return options_.now_ms ? options_.now_ms() : steady_ms(); }
+
 void Watchdog::run() {
-  const std::function<double()> now_ms = options_.now_ms ? options_.now_ms : steady_ms;
-  StallMeter meter(kIntervalMs);
+  StallMeter meter(kIntervalMs, start_ms_);
   while (wait_ms(kIntervalMs)) {
     std::string reason = options_.failure();
     if (reason.empty()) {

@@ -24,15 +24,15 @@ struct WatchdogOptions {
 /// process did not run, because it was stopped (SIGSTOP, docker pause) or its machine was frozen.
 class StallMeter {
  public:
-  /// interval_ms: how often observe() is called when the process runs.
-  explicit StallMeter(double interval_ms) : interval_ms_(interval_ms) {}
+  /// interval_ms: how often observe() is called, from start_ms on, when the process runs.
+  StallMeter(double interval_ms, double start_ms) : interval_ms_(interval_ms), last_ms_(start_ms) {}
   /// stalled_ms: since the last finished step, by the clock.
   double observe(double stalled_ms, double now_ms);
 
  private:
   const double interval_ms_;
-  double last_ms_ = -1;  // of the call before
-  double lost_ms_ = 0;   // not run since the stall began
+  double last_ms_;      // of the call before
+  double lost_ms_ = 0;  // not run since the stall began
   double lost_until_ms_ = 0;
 };
 
@@ -54,8 +54,10 @@ class Watchdog {
  private:
   void run();
   bool wait_ms(double ms);
+  double now_ms() const;
 
   const WatchdogOptions options_;
+  const double start_ms_;
   std::mutex mutex_;
   std::condition_variable wakes_;
   bool is_ending_ = false;

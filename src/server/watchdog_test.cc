@@ -98,7 +98,7 @@ TEST_F(WatchdogTest, EndsAProcessWhoseEngineIsDead) {
 }
 
 TEST(StallMeter, LeavesOutTheTimeInWhichTheProcessDidNotRun) {
-  StallMeter meter(100);
+  StallMeter meter(100, 4900);
   double now = 5000;
   // A step that began at 4,900; then the process stands still for a minute.
   EXPECT_EQ(meter.observe(100, now), 100);
@@ -112,6 +112,8 @@ TEST(StallMeter, LeavesOutTheTimeInWhichTheProcessDidNotRun) {
   EXPECT_EQ(meter.observe(150, now += 100), 150);
   for (int i = 0; i < 1000; ++i) now += 100, meter.observe(250 + i * 100.0, now);
   EXPECT_EQ(meter.observe(100250, now += 100), 100250) << "a stuck engine is seen";
+  // Stopped before the first look.
+  EXPECT_NEAR(StallMeter(100, 0).observe(60010, 60050), 60, 1);
   // Stopped while it is idle.
   EXPECT_EQ(meter.observe(0, now += 90000), 0);
   EXPECT_EQ(meter.observe(100, now += 100), 100);

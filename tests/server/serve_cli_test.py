@@ -113,9 +113,11 @@ def read_stream(response):
         if line.startswith(b"data: [DONE]"):
             is_done = True
         elif line.startswith(b"data: "):
-            choice = json.loads(line[6:])["choices"][0]
-            text += choice["text"]
-            reason = choice["finish_reason"] or reason
+            event = json.loads(line[6:])
+            if "error" in event:
+                return text, event["error"]["message"], is_done
+            text += event["choices"][0]["text"]
+            reason = event["choices"][0]["finish_reason"] or reason
     return text, reason, is_done
 
 
@@ -235,10 +237,10 @@ def check_unread_log(check, model):
 
 def check_stop_and_go(check, model):
     """SIGSTOP for longer than --watchdog-s is no hang."""
-    with Server(check.program, model, "--watchdog-s", 2) as server:
-        connection, response, _ = start_stream(server, 300)
+    with Server(check.program, model, "--watchdog-s", 5) as server:
+        connection, response, _ = start_stream(server, 900)
         server.process.send_signal(signal.SIGSTOP)
-        time.sleep(4)
+        time.sleep(8)
         server.process.send_signal(signal.SIGCONT)
         _, reason, is_done = read_stream(response)
         connection.close()
