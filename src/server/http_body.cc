@@ -35,6 +35,42 @@ bool is_forbidden_in_trailer(std::string_view name) {
          std::find(kNames.begin(), kNames.end(), name) != kNames.end();
 }
 
+std::string_view skip_blanks(std::string_view text) {
+  const size_t begin = text.find_first_not_of(" \t");
+  return begin == std::string_view::npos ? std::string_view() : text.substr(begin);
+}
+
+/// Takes a token, or where it is allowed a quoted string, from the front; false when there is none.
+bool take_word(std::string_view& text, bool may_be_quoted) {
+  size_t size = 0;
+  if (may_be_quoted && text.starts_with('"')) {
+    for (size = 1; size < text.size() && text[size] != '"'; ++size) {
+      if (text[size] == '\\') ++size;
+    }
+    if (size >= text.size()) return false;
+    ++size;
+  } else {
+    while (size < text.size() && is_token(text.substr(size, 1))) ++size;
+  }
+  text.remove_prefix(size);
+  return size > 0;
+}
+
+/// What may follow a chunk's size: RFC 9112, section 7.1.1.
+bool is_chunk_extension(std::string_view text) {
+  while (!text.empty()) {
+    text = skip_blanks(text);
+    if (!text.starts_with(';')) return false;
+    text = skip_blanks(text.substr(1));
+    if (!take_word(text, false)) return false;
+    const std::string_view rest = skip_blanks(text);
+    if (!rest.starts_with('=')) continue;
+    text = skip_blanks(rest.substr(1));
+    if (!take_word(text, true)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 HttpBodyReader::HttpBodyReader(const HttpHead& head, int64_t max_body_bytes, int64_t max_chunks)
@@ -105,12 +141,14 @@ bool HttpBodyReader::put_line(std::string_view& rest) {
 }
 
 void HttpBodyReader::read_chunk_size() {
-  const size_t num_digits = std::min(line_.find(';'), line_.size());
+  const size_t num_digits = std::min(line_.find_first_of("; \t"), line_.size());
   uint64_t size = 0;
   const char* end = line_.data() + num_digits;
   const auto [last, error] = std::from_chars(line_.data(), end, size, 16);
-  if (num_digits == 0 || num_digits > kMaxSizeDigits || last != end || error != std::errc() ||
-      line_.size() == num_digits + 1) {
+  const bool is_size = num_digits > 0 && num_digits <= kMaxSizeDigits && last == end &&
+                       error == std::errc() &&
+                       is_chunk_extension(std::string_view(line_).substr(num_digits));
+  if (!is_size) {
     return refuse(400, fmt::format("body: got chunk size \"{}\", expected hexadecimal digits",
                                    printable(line_, 64)));
   }

@@ -307,8 +307,15 @@ TEST(HttpBody, ReadsTrailersAsStrictlyAsHeads) {
                            "Content-Type", "Content-Encoding", "Expect", "Connection", "TE"}) {
     EXPECT_EQ(status(std::string(name) + ": 1\r\n"), 400) << name;
   }
-  EXPECT_EQ(read_body(chunked, "1;\r\na\r\n0\r\n\r\n", 1).status, 400) << "an extension of nothing";
-  EXPECT_EQ(read_body(chunked, "1 ;a\r\na\r\n0\r\n\r\n", 1).status, 400);
+  for (const char* extension : {"", ";a", ";a=b", " ;\ta = \"b;\\\" c\" ; d"}) {
+    const std::string input = std::string("1") + extension + "\r\na\r\n0\r\n\r\n";
+    EXPECT_EQ(read_body(chunked, input, 1).body, "a") << extension;
+  }
+  for (const char* extension :
+       {";", " ", ";a=", ";a b", ";=b", ";a=\"b", ";a=\"b\\\"", " a", ";a\xff"}) {
+    const std::string input = std::string("1") + extension + "\r\na\r\n0\r\n\r\n";
+    EXPECT_EQ(read_body(chunked, input, 1).status, 400) << extension;
+  }
   EXPECT_EQ(read_body(chunked, "01\r\na\r\n00\r\n\r\n", 1).body, "a") << "digits alone";
 }
 
