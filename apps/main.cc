@@ -67,9 +67,22 @@ void set_environment_names(CLI::App& app) {
 }
 
 // The arguments, last first as CLI11 takes them, with llama.cpp's short names of serve's flags
-// spelled out: CLI11 knows short names of one letter only.
+// spelled out: CLI11 knows short names of one letter only. "--flag=" with nothing behind it, as an
+// unset variable leaves it, becomes the flag and an empty value: CLI11 would take the next
+// argument.
 std::vector<std::string> arguments(int argc, char** argv) {
-  std::vector<std::string> args(argv + 1, argv + argc);
+  std::vector<std::string> args;
+  bool has_flags = true;
+  for (int i = 1; i < argc; ++i) {
+    const std::string arg = argv[i];
+    if (arg == "--") has_flags = false;
+    if (has_flags && arg.starts_with("--") && arg.find('=') == arg.size() - 1) {
+      args.push_back(arg.substr(0, arg.size() - 1));
+      args.emplace_back();
+    } else {
+      args.push_back(arg);
+    }
+  }
   for (auto arg = std::find(args.begin(), args.end(), "serve"); arg != args.end(); ++arg) {
     if (*arg == "-np") *arg = "--parallel";
     if (*arg == "-ctk") *arg = "--kv-cache-dtype";

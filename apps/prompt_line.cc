@@ -5,11 +5,11 @@
 #include <initializer_list>
 #include <limits>
 #include <optional>
-#include <random>
 
 #include "core/error.h"
 #include "core/jsonl.h"
 #include "engine/prompt_template.h"
+#include "sampling/sampler.h"
 #include "server/api_error.h"
 #include "server/json_schema.h"
 #include "tokenizer/json_fields.h"

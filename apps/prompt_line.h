@@ -62,7 +62,7 @@ class PromptLineParser {
 ScoreLine parse_score_line(const boost::json::object& line, bool parse_special,
                            const std::string& where);
 
-/// "-1": one that nobody knows; else the number. Errors: kInvalidArgument.
+/// "-1": a random one; else the number. Errors: kInvalidArgument.
 uint64_t parse_seed(const std::string& text);
 
 }  // namespace caravan

@@ -9,8 +9,11 @@
 #include "apps/commands.h"
 #include "apps/kv_cache_flags.h"
 #include "apps/model_flags.h"
+#include "apps/number_flags.h"
+#include "convert/byte_size.h"
 #include "core/error.h"
 #include "core/log.h"
+#include "core/log_thread.h"
 #include "core/mapped_file.h"
 #include "engine/engine_loop.h"
 #include "server/api_server.h"
@@ -19,6 +22,7 @@
 #include "server/process_signals.h"
 #include "server/watchdog.h"
 #include "tokenizer/tokenizer.h"
+#include "tokenizer/utf8.h"
 
 namespace caravan {
 
@@ -32,6 +36,7 @@ struct ServeFlags {
   ApiLimits limits;
   std::string api_key_file;
   bool allows_no_auth = false;
+  std::string http_memory = "256MiB";
   std::string load_format = "auto";
   int64_t max_model_len = 0;
   int64_t max_num_seqs = 0;
@@ -52,28 +57,111 @@ struct ServeFlags {
   }
 };
 
-bool is_loopback(const std::string& host) {
-  return host == "localhost" || host == "::1" || host.starts_with("127.") ||
-         host.ends_with(".sock");
+constexpr double kForever = 1e9;  // seconds
+
+/// A key, checked; `where` is what the message begins with.
+std::string checked_key(const ServeFlags& flags, std::string key, const std::string& where) {
+  constexpr size_t kMinKeyBytes = 16;
+  const std::string problem = api_key_problem(key);
+  CARAVAN_CHECK(problem.empty(), "{}: {}", where, problem);
+  if (key.size() >= kMinKeyBytes) return key;
+  // On this machine alone a short key is a convenience; elsewhere somebody will guess it.
+  CARAVAN_CHECK(is_local_host(flags.http.host) || flags.allows_no_auth,
+                "{}: a key of {} characters can be guessed; --host {} needs at least {}: openssl "
+                "rand -hex 16",
+                where, key.size(), printable(flags.http.host), kMinKeyBytes);
+  log_warning("{}: a key of {} characters; use at least {}", where, key.size(), kMinKeyBytes);
+  return key;
 }
 
-/// The keys of the flag and, one a line, of the file.
+std::string trim_blanks(std::string_view text) {
+  constexpr std::string_view kBlanks = " \t\r\n";
+  const size_t begin = text.find_first_not_of(kBlanks);
+  if (begin == std::string_view::npos) return "";
+  return std::string(text.substr(begin, text.find_last_not_of(kBlanks) + 1 - begin));
+}
+
+/// The keys of the flag and, one a line, of the file, where blanks around a key, empty lines and
+/// lines that begin with '#' are nothing.
 std::vector<std::string> read_api_keys(const ServeFlags& flags) {
   constexpr size_t kMaxKeyFileBytes = size_t{1} << 20;
-  std::vector<std::string> keys = flags.http.api_keys;
-  if (!flags.api_key_file.empty()) {
-    std::istringstream lines(read_text_file(flags.api_key_file, kMaxKeyFileBytes));
-    for (std::string line; std::getline(lines, line);) {
-      if (line.ends_with('\r')) line.pop_back();
-      if (!line.empty()) keys.push_back(line);
-    }
-    CARAVAN_CHECK(!keys.empty(), "--api-key-file {}: no key in it", printable(flags.api_key_file));
+  std::vector<std::string> keys;
+  for (const std::string& key : flags.http.api_keys) {
+    keys.push_back(checked_key(flags, key, "--api-key"));
   }
-  CARAVAN_CHECK(is_loopback(flags.http.host) || !keys.empty() || flags.allows_no_auth,
+  if (!flags.api_key_file.empty()) {
+    const std::string file = printable(flags.api_key_file);
+    std::istringstream lines(read_text_file(flags.api_key_file, kMaxKeyFileBytes));
+    bool has_key = false;
+    int64_t number = 0;
+    for (std::string line; std::getline(lines, line);) {
+      ++number;
+      const std::string key = trim_blanks(line);
+      if (key.empty() || key.front() == '#') continue;
+      keys.push_back(
+          checked_key(flags, key, fmt::format("--api-key-file {}: line {}", file, number)));
+      has_key = true;
+    }
+    CARAVAN_CHECK(has_key, "--api-key-file {}: no key in it", file);
+  }
+  const char* variable = std::getenv("CARAVAN_API_KEY");
+  CARAVAN_CHECK(variable == nullptr || *variable != '\0' || !keys.empty() || flags.allows_no_auth,
+                "CARAVAN_API_KEY: empty; unset it to serve without a key");
+  CARAVAN_CHECK(is_local_host(flags.http.host) || !keys.empty() || flags.allows_no_auth,
                 "--host {}: whoever reaches this address could use the server: give --api-key or "
                 "--api-key-file, or --insecure-no-auth if that is meant",
                 printable(flags.http.host));
   return keys;
+}
+
+/// A list as people write it into one variable: "a,b" or "a b".
+std::vector<std::string> split_names(const std::vector<std::string>& lists) {
+  std::vector<std::string> names;
+  for (std::string list : lists) {
+    std::replace(list.begin(), list.end(), ',', ' ');
+    std::istringstream words(list);
+    for (std::string word; words >> word;) names.push_back(word);
+  }
+  return names;
+}
+
+/// A name goes into JSON and metrics, which are UTF-8.
+void check_name(const std::string& name, const std::string& what) {
+  bool is_clean = !name.empty();
+  for (size_t i = 0; i < name.size() && is_clean;) {
+    const Utf8Char c = decode_utf8(name, i);
+    is_clean = c.state == Utf8Char::State::kValid && c.code_point >= 0x20 && c.code_point != 0x7f;
+    i += c.num_bytes;
+  }
+  CARAVAN_CHECK(is_clean,
+                "{} \"{}\": expected a name in UTF-8 without control characters; give "
+                "--served-model-name",
+                what, printable(name));
+}
+
+/// Prometheus' rule for the names of metrics.
+void check_metrics_prefix(const std::string& prefix) {
+  const auto is_right = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_' || c == ':';
+  };
+  const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
+  const bool is_name =
+      !prefix.empty() && !is_digit(prefix.front()) &&
+      std::all_of(prefix.begin(), prefix.end(), [&](char c) { return is_right(c) || is_digit(c); });
+  CARAVAN_CHECK(is_name, "--metrics-prefix: got \"{}\", expected letters, digits, '_' and ':'",
+                printable(prefix));
+}
+
+/// Descriptors for connections: what the limit of open files leaves beside models, logs and pipes.
+int64_t connections_of(int64_t wanted, long file_limit) {
+  constexpr int64_t kOtherFiles = 64;
+  if (file_limit < 0) return wanted;
+  const int64_t most = std::max<int64_t>(16, static_cast<int64_t>(file_limit) - kOtherFiles);
+  if (wanted > most) {
+    log_warning("--max-connections {}: the limit of {} open files allows {}", wanted, file_limit,
+                most);
+  }
+  return std::min(wanted, most);
 }
 
 /// The directory's own name: "models/camel-nano/" -> "camel-nano".
@@ -120,11 +208,14 @@ std::unique_ptr<LlmEngine> load_engine(const ServeFlags& flags, const ModelDir& 
 /// Loads beside the thread that waits for signals: one that comes meanwhile ends the process,
 /// because there is nothing to finish yet.
 std::unique_ptr<LlmEngine> load_unless_stopped(const ServeFlags& flags, const ModelDir& dir,
-                                               const TerminationSignals& signals) {
+                                               const TerminationSignals& signals,
+                                               LogThread& log_thread) {
   std::future<std::unique_ptr<LlmEngine>> engine =
       std::async(std::launch::async, [&] { return load_engine(flags, dir); });
   while (engine.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
-    if (signals.wait(/*timeout_ms=*/50) != 0) std::_Exit(0);
+    if (signals.wait(/*timeout_ms=*/50) == 0) continue;
+    log_thread.flush(/*timeout_ms=*/1000);
+    std::_Exit(0);
   }
   return engine.get();
 }
@@ -134,8 +225,7 @@ std::unique_ptr<Watchdog> start_watchdog(const ServeFlags& flags, const EngineLo
                                          ApiServer& api) {
   WatchdogOptions options;
   // Without a limit it still looks for a failure.
-  constexpr double kNever = 1e9;
-  options.limit_s = flags.watchdog_s == 0 ? kNever : flags.stall_s();
+  options.limit_s = flags.watchdog_s == 0 ? kForever : flags.stall_s();
   options.stalled_ms = [&loop] { return loop.stalled_ms(); };
   options.failure = [&loop] {
     // An engine that is mapped answers with whatever its file holds now.
@@ -160,6 +250,12 @@ void run_serve(ServeFlags flags) {
     flags.api.served_names = {name_of_directory(flags.model.model)};
   }
   end_on_mapping_fault(kWatchdogExit);  // whoever restarts the server may know how to mend it
+  for (const std::string& name : flags.api.served_names) check_name(name, "the model's name");
+  check_metrics_prefix(flags.api.metrics_prefix);
+  if (flags.api.request_timeout_s == 0) flags.api.request_timeout_s = kForever;
+  flags.http.allowed_hosts = split_names(flags.http.allowed_hosts);
+  flags.http.cors_origins = split_names(flags.http.cors_origins);
+  flags.http.max_memory = parse_byte_size(flags.http_memory, "--http-memory");
   // What is cheap to get wrong is found out before anybody connects.
   const ChatTemplate chat_template = ChatTemplate::open(flags.chat_template);
   const ModelDir dir = open_model_dir(flags.model.model);
@@ -168,17 +264,19 @@ void run_serve(ServeFlags flags) {
   const SamplingDefaults defaults = load_sampling_defaults(flags.model.model);
 
   const TerminationSignals signals;  // before the first thread
-  raise_file_limit();
+  LogThread log_thread;              // nothing here may wait for whoever reads stderr
+  flags.http.max_connections = connections_of(flags.http.max_connections, raise_file_limit());
   std::unique_ptr<HttpServer> http;  // goes last, see ApiServer::stop()
   ApiServer api(flags.api);
   http = std::make_unique<HttpServer>(flags.http, api.routes());
   const std::unique_ptr<HttpServer, void (*)(HttpServer*)> stops_first(
       http.get(), [](HttpServer* server) { server->stop(); });
+  api.set_http_stats([server = http.get()] { return server->stats(); });
   http->start();
   log_info("listening at {}, loading {}", http->url(), flags.model.model);
 
   auto loop = std::make_unique<EngineLoop>(
-      load_unless_stopped(flags, dir, signals),
+      load_unless_stopped(flags, dir, signals, log_thread),
       EngineLoopOptions{
           .max_waiting = flags.max_waiting,
           .max_waiting_tokens = flags.max_waiting_tokens,
@@ -267,7 +365,7 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
       .add_option("--watchdog-s", flags.watchdog_s,
                   "Give up with exit status 75 when a step takes so many seconds; health is red "
                   "after half of it. 0: never; -1: 10 on a GPU, 300 on the CPU")
-      ->check(CLI::Range(-1.0, 86400.0))
+      ->check(number_between(-1, 86400))
       ->capture_default_str();
 }
 
@@ -283,13 +381,15 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
                   "request's own field goes first")
       ->check(CLI::IsMember({"reject", "head", "tail", "middle"}))
       ->capture_default_str();
-  command.add_option("--timeout", flags.api.request_timeout_s, "Seconds that one answer may take")
-      ->check(CLI::NonNegativeNumber)
+  command
+      .add_option("--timeout", flags.api.request_timeout_s,
+                  "Seconds that one answer may take; 0: no limit")
+      ->check(number_between(0, kForever))
       ->capture_default_str();
   command
       .add_option("--drain-timeout", flags.drain_timeout_s,
                   "Seconds that running requests get after SIGTERM or SIGINT")
-      ->check(CLI::NonNegativeNumber)
+      ->check(number_between(0, 1e6))
       ->capture_default_str();
   command
       .add_option("--metrics-prefix", flags.api.metrics_prefix,
@@ -328,9 +428,25 @@ void add_http_flags(CLI::App& command, ServeFlags& flags) {
       .add_option("--cors-origin", http.cors_origins,
                   "Origin whose web pages may use the server, such as https://a.example; *: any")
       ->allow_extra_args(false);
-  command.add_option("--max-connections", http.max_connections, "More get status 503")
+  command
+      .add_option("--max-connections", http.max_connections,
+                  "Connections at once; then the idlest is closed for a new one, and when all are "
+                  "busy more get status 503")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
   command.add_option("--max-body-bytes", http.max_body_bytes, "Largest body of a request")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->capture_default_str();
+  command
+      .add_option("--http-memory", flags.http_memory,
+                  "Memory for all bodies, answers and what clients have not read, e.g. 1GiB; above "
+                  "it large ones get status 503")
+      ->capture_default_str();
+  command
+      .add_option("--min-rate", http.min_rate,
+                  "Bytes a second that a client must send of a body, after 5 s, and read of an "
+                  "answer, over 30 s; 0: any")
+      ->check(number_between(0, 1e9))
       ->capture_default_str();
   command.add_flag("!--no-request-log,--request-log", http.log_requests,
                    "One line a request on stderr");

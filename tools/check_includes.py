@@ -5,7 +5,8 @@ usage: tools/check_includes.py [ROOT]
 
 Reports one line for each violation and exits 1 when there is any:
   - a module includes a module that its row of MODULES does not name;
-  - a third-party or operating-system header is used outside the modules that THIRD_PARTY names;
+  - a third-party or operating-system header is used outside the modules that THIRD_PARTY names, or
+    the files that FILES names;
   - a quoted include is not written from src/, include/ or the root, or names no file;
   - headers include each other in a circle;
   - a header lacks #pragma once.
@@ -48,13 +49,21 @@ HEADERS = {
     "backend/create_backend.h": ["core", "backend/backend.h"],
 }
 
+# Where a module uses a library in a few files only: prefix of the header -> those files of src/.
+FILES = {
+    "boost/asio": [
+        *("server/http_connection.h", "server/http_connection.cc", "server/http_listener.h"),
+        *("server/http_listener.cc", "server/http_server.cc"),
+    ],
+}
+
 # First part of the path of a third-party or system header -> who may include it. "*" is everyone;
 # "tests" is every test, fuzz target and bench.
 THIRD_PARTY = {
     "fmt": ["*"],
     "boost/json": ["core"],
     "boost/asio": ["server", "apps"],
-    "boost/beast": ["server", "apps"],
+    "boost/beast": ["apps"],
     "CLI": ["apps", "tests"],
     "xxhash.h": ["format", "convert"],
     "snappy.h": ["format"],
@@ -74,12 +83,12 @@ THIRD_PARTY = {
     "gtest": ["tests"],
     "gmock": ["tests"],
     # Linux
-    "arpa": ["tests"],
+    "arpa": ["server", "tests"],
     "dirent.h": ["core", "convert"],
-    "fcntl.h": ["core", "convert"],
-    "malloc.h": ["tests"],
+    "fcntl.h": ["core", "convert", "tests"],
+    "malloc.h": ["server", "tests"],
+    "netinet": ["server", "tests"],
     "poll.h": ["core"],
-    "netinet": ["tests"],
     "sched.h": ["kernels/cpu", "backend"],
     "sys": ["backend", "core", "kernels/cpu", "convert", "server", "apps", "tests"],
     "unistd.h": ["core", "kernels/cpu", "convert", "server", "apps", "tests"],
@@ -167,6 +176,14 @@ def third_party_users(target):
     return None
 
 
+def is_file_allowed(path, target):
+    """Whether this file of src/ may include a header that FILES keeps to a few."""
+    for prefix, files in FILES.items():
+        if target.startswith(prefix + "/") or target.startswith(prefix + "."):
+            return path.removeprefix("src/") in files or module_of(path) == "tests"
+    return True
+
+
 def check_ladder(tree):
     for path in tree.texts:
         source = module_of(path)
@@ -191,6 +208,8 @@ def check_ladder(tree):
                     yield f"{where}: <{target}> has no row in tools/check_includes.py"
                 elif "*" not in users and source not in users:
                     yield f"{where}: {source} must not include <{target}>, only {', '.join(users)}"
+                elif path.startswith("src/") and not is_file_allowed(path, target):
+                    yield f"{where}: <{target}> belongs into the files that FILES names"
 
 
 def check_circles(tree):

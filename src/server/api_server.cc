@@ -210,6 +210,8 @@ std::vector<HttpRoute> ApiServer::routes() {
   routes.push_back(route("GET", "/metrics", &ApiServer::get_metrics));
   routes.back().is_public = options_.has_public_metrics;
   routes.push_back(route("GET", "/openapi.json", &ApiServer::get_openapi));
+  // No GET waits for a model or the engine.
+  for (HttpRoute& each : routes) each.is_quick = each.method == "GET";
   return routes;
 }
 
@@ -305,7 +307,8 @@ void ApiServer::get_metrics(const Loaded& loaded, HttpExchange& exchange) {
   exchange.respond({.status = 200,
                     .content_type = "text/plain; version=0.0.4; charset=utf-8",
                     .body = metrics_.text(options_.metrics_prefix, options_.served_names.front(),
-                                          loaded.model.generator->stats()),
+                                          loaded.model.generator->stats(),
+                                          http_stats_ ? http_stats_() : HttpServerStats()),
                     .headers = {}});
 }
 

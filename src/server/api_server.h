@@ -3,6 +3,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -44,6 +45,8 @@ class ApiServer {
   ~ApiServer();
 
   std::vector<HttpRoute> routes();
+  /// Where /metrics finds the HTTP server's figures. Before that server starts.
+  void set_http_stats(std::function<HttpServerStats()> stats) { http_stats_ = std::move(stats); }
   /// Once.
   void set_model(ApiModel model);
   /// From here on requests get 503, and so do health checks; what runs goes on.
@@ -90,6 +93,7 @@ class ApiServer {
   const ApiServerOptions options_;
   const int64_t created_;  // seconds since 1970
   ServerMetrics metrics_;
+  std::function<HttpServerStats()> http_stats_;
   std::atomic<bool> is_draining_{false};
   std::unique_ptr<Loaded> loaded_;
   std::atomic<const Loaded*> loaded_now_{nullptr};

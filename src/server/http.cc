@@ -27,4 +27,10 @@ HttpResponse error_response(int status, std::string_view message, std::string_vi
           .headers = {}};
 }
 
+HttpResponse overloaded_response(std::string_view message) {
+  HttpResponse response = error_response(503, message, "overloaded_error");
+  response.headers.emplace_back("retry-after", "1");
+  return response;
+}
+
 }  // namespace caravan

@@ -8,6 +8,8 @@
 #include <utility>
 #include <vector>
 
+#include "server/memory_budget.h"
+
 namespace caravan {
 
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
@@ -37,19 +39,31 @@ class HttpExchange {
  public:
   virtual ~HttpExchange() = default;
   const HttpRequest& request() const { return request_; }
+  /// The body, moved out of the request; from here on the caller has it to free.
+  std::string take_body() {
+    body_share_.release();
+    return std::exchange(request_.body, std::string());
+  }
+  /// An answer that does not fit the server's memory budget becomes a 503.
   virtual void respond(HttpResponse response) = 0;
   /// Head of a stream: its body goes in chunks, each flushed at once. `head.body` is not used.
   virtual void start_stream(HttpResponse head) = 0;
-  /// False when the client is gone, or reads so slowly that more than the cap waits for it; the
-  /// connection is then closed.
+  /// A chunk may have any size. False when the client is gone, or when more than the cap waits for
+  /// it and it reads too slowly; the connection is then closed.
   virtual bool write(std::string chunk) = 0;
   virtual void finish() = 0;
   /// Called once when the client leaves before the reply is complete, at once when it has already
   /// left; on any thread.
   virtual void on_disconnect(std::function<void()> callback) = 0;
+  /// Whether the client has left: the rest of the work is for nobody.
+  virtual bool is_gone() const { return false; }
+  /// Takes so many bytes more of the server's memory budget for an answer in the making, until it
+  /// is sent. False when they are not there: 503 with Retry-After is the answer.
+  virtual bool reserve(int64_t num_bytes) { return num_bytes >= 0; }
 
  protected:
   HttpRequest request_;
+  MemoryShare body_share_;  // of request_.body
 };
 
 /// Runs on a worker thread, never on the one that does the input and output. May throw
@@ -60,11 +74,17 @@ struct HttpRoute {
   std::string method;
   std::string path;        // exact, or a prefix when it ends with "/*": "/v1/models/*"
   bool is_public = false;  // needs no API key
+  /// Answers at once, whatever else goes on: has a thread of its own, apart from other handlers,
+  /// and is not logged while its status stays the same.
+  bool is_quick = false;
   HttpHandler handler;
 };
 
 /// OpenAI's error body: {"error":{"message","type","param","code"}}; param null when empty.
 HttpResponse error_response(int status, std::string_view message, std::string_view type,
                             std::string_view param = "", std::string_view code = "");
+
+/// 503 for now, with Retry-After.
+HttpResponse overloaded_response(std::string_view message);
 
 }  // namespace caravan

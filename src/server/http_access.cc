@@ -1,6 +1,8 @@
 #include "server/http_access.h"
 
+#include <arpa/inet.h>
 #include <fmt/core.h>
+#include <netinet/in.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,9 +25,18 @@ bool is_address(std::string_view host) {
          host.find_first_not_of("0123456789.") == std::string_view::npos;
 }
 
+/// "localhost", or an address, which may be in brackets.
 bool is_loopback(std::string_view host) {
-  return host == "localhost" || host == "[::1]" || host == "::1" ||
-         (is_address(host) && host.substr(0, 4) == "127.");
+  if (host == "localhost") return true;
+  std::string address(host);
+  if (address.starts_with('[') && address.ends_with(']')) {
+    address = address.substr(1, address.size() - 2);
+  }
+  in_addr v4{};
+  in6_addr v6{};
+  if (inet_pton(AF_INET, address.c_str(), &v4) == 1) return ntohl(v4.s_addr) >> 24 == 127;
+  if (inet_pton(AF_INET6, address.c_str(), &v6) != 1) return false;
+  return IN6_IS_ADDR_LOOPBACK(&v6) || (IN6_IS_ADDR_V4MAPPED(&v6) && v6.s6_addr[12] == 127);
 }
 
 std::string machine_name() {
@@ -65,9 +76,28 @@ std::optional<HttpResponse> refuse_media_type(const HttpRequest& request) {
 
 }  // namespace
 
+bool is_unix_socket_path(std::string_view host) {
+  return host.size() > 5 && host.ends_with(".sock");
+}
+
+bool is_local_host(std::string_view host) {
+  return is_unix_socket_path(host) || is_loopback(ascii_lower(host));
+}
+
+std::string api_key_problem(std::string_view key) {
+  if (key.empty()) return "empty; leave it out to serve without a key";
+  const bool is_visible =
+      std::all_of(key.begin(), key.end(), [](char c) { return c > 0x20 && c < 0x7f; });
+  if (!is_visible) return "a key holds visible ASCII without blanks";
+  if (key.front() == '-') return "a key must not begin with '-': is a flag in its place?";
+  if (key.front() == '#') return "a key must not begin with '#', as comments do";
+  return "";
+}
+
 HttpAccess::HttpAccess(const HttpAccessOptions& options) : options_(options) {
   for (const std::string& key : options_.api_keys) {
-    CARAVAN_CHECK(!key.empty(), "API key: empty; leave the option out to serve without a key");
+    const std::string problem = api_key_problem(key);
+    CARAVAN_CHECK(problem.empty(), "API key: {}", problem);
     keys_.push_back(sha256(key));
   }
   options_.api_keys.clear();
@@ -81,13 +111,14 @@ HttpAccess::HttpAccess(const HttpAccessOptions& options) : options_(options) {
   const std::string& bound = options_.bind_host;
   is_bound_to_all_ = bound == "0.0.0.0" || bound == "::";
   // No browser opens a socket in the file system.
-  if (bound.find('/') != std::string::npos) options_.allowed_hosts.push_back("*");
+  if (is_unix_socket_path(bound)) options_.allowed_hosts.push_back("*");
   is_bound_to_loopback_ = is_loopback(bound);
   if (!is_bound_to_loopback_) options_.allowed_hosts.push_back(machine_name());
 }
 
 bool HttpAccess::is_own_host(const std::string& host) const {
   if (host.empty()) return true;  // HTTP/1.0 without Host; no browser sends that
+  if (host == "localhost") return true;
   const std::string& bound = options_.bind_host;
   if (host == bound || host == "[" + bound + "]") return true;
   if (contains(options_.allowed_hosts, "*") || contains(options_.allowed_hosts, host)) return true;
@@ -140,16 +171,30 @@ std::optional<HttpResponse> HttpAccess::refusal(const HttpHead& head, bool is_pu
 
 HttpHeaders HttpAccess::cors_headers(const HttpRequest& request) const {
   if (options_.cors_origins.empty()) return {};
-  HttpHeaders headers = {{"vary", "Origin"}};
+  const bool is_preflight = request.method == "OPTIONS";
+  HttpHeaders headers = {
+      {"vary", is_preflight ? "Origin, Access-Control-Request-Headers" : "Origin"}};
   const std::string_view origin = request.header("origin");
   if (origin.empty() || !is_allowed_origin(origin)) return headers;
   // No credentials header: keys are sent by the page itself, never by the browser on its own.
   headers.emplace_back("access-control-allow-origin",
                        contains(options_.cors_origins, "*") ? "*" : origin);
-  headers.emplace_back("access-control-expose-headers", "x-request-id, retry-after");
-  if (request.method == "OPTIONS") {
+  headers.emplace_back("access-control-expose-headers",
+                       "x-request-id, retry-after, x-caravan-dropped-tokens");
+  if (is_preflight) {
     headers.emplace_back("access-control-allow-methods", "GET, POST, OPTIONS");
-    headers.emplace_back("access-control-allow-headers", "authorization, content-type");
+    // Client libraries add headers of their own (x-stainless-os, ...), which mean nothing here.
+    std::string allowed = "authorization, content-type, x-request-id";
+    const std::string_view asked = request.header("access-control-request-headers");
+    for (size_t begin = 0; begin < asked.size();) {
+      const size_t end = std::min(asked.find(',', begin), asked.size());
+      std::string_view name = asked.substr(begin, end - begin);
+      while (name.starts_with(' ')) name.remove_prefix(1);
+      while (name.ends_with(' ')) name.remove_suffix(1);
+      if (is_token(name)) allowed += ", " + ascii_lower(name);
+      begin = end + 1;
+    }
+    headers.emplace_back("access-control-allow-headers", allowed);
     headers.emplace_back("access-control-max-age", "600");
   }
   return headers;
@@ -175,6 +220,10 @@ std::optional<HttpResponse> refuse_request(const HttpAccess& access, const HttpR
                        "invalid_request_error");
     response.headers.emplace_back("allow", match.allowed_methods);
     return response;
+  }
+  if (!changes_something(request.method) && head.has_body()) {
+    return error_response(413, fmt::format("{} takes no body here", request.method),
+                          "invalid_request_error");
   }
   if (request.method == "POST" && head.content_length < 0 && !head.is_chunked) {
     return error_response(411, "Content-Length: missing", "invalid_request_error");

@@ -18,16 +18,28 @@ struct HttpAccessOptions {
   std::vector<std::string> cors_origins;   // "https://a.example"; "*": any; none: no CORS headers
 };
 
+/// Whether the host that a server listens at is a Unix socket's path: it ends in ".sock".
+bool is_unix_socket_path(std::string_view host);
+
+/// Whether only this machine reaches a server that listens there: "localhost", an address of
+/// 127.0.0.0/8, ::1, or a Unix socket. A name such as 127.example.org is none.
+bool is_local_host(std::string_view host);
+
+/// Why this is no API key, or "": it is empty, holds what is not visible ASCII, or begins with '-'
+/// (a flag that slipped into the key's place) or '#' (a comment).
+std::string api_key_problem(std::string_view key);
+
 /// Who may ask what: API keys, names of the server, origins of web pages. Immutable.
 class HttpAccess {
  public:
-  /// Errors: kInvalidArgument for an empty key, or an origin without a scheme.
+  /// Errors: kInvalidArgument for what is no key, or an origin without a scheme.
   explicit HttpAccess(const HttpAccessOptions& options);
 
   /// The answer to a request that is refused; nothing when it may go on. In this order:
   /// - 403 for a Host that is not the server's: another site's name made to point here would let
   ///   that site's pages read the answers (DNS rebinding). An address is the server's when it is
   ///   the one bound, a loopback one of a server bound to loopback, or the server is bound to all.
+  ///   "localhost" always is: no other site can own it.
   /// - 403 for a request of a page of another origin that could change something.
   /// - 401 without a key, except where `is_public`.
   std::optional<HttpResponse> refusal(const HttpHead& head, bool is_public) const;
@@ -51,8 +63,8 @@ class HttpAccess {
 };
 
 /// All that can be said about a request before its body is read: access.refusal(), then 404, 405
-/// with Allow, 411 for a POST without a length, 413 for one that is too long, 415 for a body that
-/// is not plain JSON (a form of another site cannot send JSON unasked).
+/// with Allow, 413 for a body where none belongs or one that is too long, 411 for a POST without a
+/// length, 415 for a body that is not plain JSON (a form of another site cannot send JSON unasked).
 std::optional<HttpResponse> refuse_request(const HttpAccess& access, const HttpRouteMatch& match,
                                            const HttpHead& head, int64_t max_body_bytes);
 

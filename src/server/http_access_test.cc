@@ -121,12 +121,14 @@ TEST(HttpAccess, KnowsItsOwnNames) {
   EXPECT_FALSE(allows("0.0.0.0", {}, "evil.example"));
   EXPECT_FALSE(allows("0.0.0.0", {}, "1.2.3.evil"));
   EXPECT_TRUE(allows("10.0.0.1", {}, "10.0.0.1"));
-  EXPECT_FALSE(allows("10.0.0.1", {}, "localhost"));
+  EXPECT_TRUE(allows("10.0.0.1", {}, "localhost")) << "nobody else owns it";
+  EXPECT_FALSE(allows("10.0.0.1", {}, "127.0.0.1"));
   EXPECT_FALSE(allows("10.0.0.1", {}, "10.0.0.2"));
   EXPECT_TRUE(allows("127.0.0.1", {"LLM.example"}, "llm.EXAMPLE:443"));
   EXPECT_FALSE(allows("127.0.0.1", {"llm.example"}, "x.llm.example"));
   EXPECT_TRUE(allows("127.0.0.1", {"*"}, "evil.example"));
   EXPECT_TRUE(allows("/run/caravan.sock", {}, "anything"));
+  EXPECT_TRUE(allows("caravan.sock", {}, "anything"));
 }
 
 TEST(HttpAccess, RefusesPagesOfOtherOrigins) {

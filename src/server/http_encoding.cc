@@ -89,7 +89,8 @@ std::string_view reason_phrase(int status) {
   }
 }
 
-std::string encode_response_head(const HttpResponse& response, HttpBodyForm form, bool keep_alive) {
+std::string encode_response_head(const HttpResponse& response, HttpBodyForm form, bool keep_alive,
+                                 bool is_http10) {
   std::string head =
       fmt::format("HTTP/1.1 {} {}\r\n", response.status, reason_phrase(response.status));
   const bool has_body = response.status != 204 && response.status != 304;
@@ -99,6 +100,7 @@ std::string encode_response_head(const HttpResponse& response, HttpBodyForm form
   }
   if (form == HttpBodyForm::kChunked) append_header(head, "transfer-encoding", "chunked");
   if (!keep_alive) append_header(head, "connection", "close");
+  if (keep_alive && is_http10) append_header(head, "connection", "keep-alive");
   for (const auto& [name, value] : response.headers) append_header(head, name, value);
   const auto add = [&](std::string_view name, std::string_view value) {
     if (!has_header(response.headers, name)) append_header(head, name, value);

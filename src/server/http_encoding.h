@@ -17,8 +17,10 @@ enum class HttpBodyForm {
 
 /// Status line and headers up to the empty line. Headers that `response` does not set itself are
 /// added: Date, X-Content-Type-Options, Cross-Origin-Resource-Policy, Cache-Control, and for
-/// streams X-Accel-Buffering: no. Line breaks in header values become spaces.
-std::string encode_response_head(const HttpResponse& response, HttpBodyForm form, bool keep_alive);
+/// streams X-Accel-Buffering: no. Line breaks in header values become spaces. Clients of HTTP/1.0
+/// must be told when a connection stays open.
+std::string encode_response_head(const HttpResponse& response, HttpBodyForm form, bool keep_alive,
+                                 bool is_http10);
 
 /// One chunk of a chunked body; `data` is not empty.
 std::string encode_chunk(std::string_view data);

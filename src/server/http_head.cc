@@ -23,18 +23,6 @@ bool is_token_char(char c) {
          (c != 0 && std::string_view("!#$%&'*+-.^_`|~").find(c) != std::string_view::npos);
 }
 
-bool is_token(std::string_view text) {
-  return !text.empty() && std::all_of(text.begin(), text.end(), is_token_char);
-}
-
-/// Visible characters, spaces, tabs, and bytes above 127.
-bool is_field_value(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) {
-    const auto byte = static_cast<unsigned char>(c);
-    return byte == '\t' || (byte >= 0x20 && byte != 0x7f);
-  });
-}
-
 std::string_view trim(std::string_view text) {
   while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
   while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
@@ -167,6 +155,8 @@ std::optional<HttpProblem> read_framing(HttpHead& head) {
     } else if (length->empty() || error != std::errc() || last != end) {
       return bad(fmt::format("Content-Length: got \"{}\", expected digits", printable(*length)));
     }
+    // RFC 9110 allows them; a program that reads them as octal sees another end of the body.
+    if (length->size() > 1 && length->front() == '0') return bad("Content-Length: leading zero");
     head.content_length = static_cast<int64_t>(std::min<uint64_t>(value, INT64_MAX));
   }
   return std::nullopt;
@@ -189,6 +179,17 @@ std::optional<HttpProblem> read_host(HttpHead& head, std::string_view target_aut
 }
 
 }  // namespace
+
+bool is_token(std::string_view text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), is_token_char);
+}
+
+bool is_field_value(std::string_view text) {
+  return std::all_of(text.begin(), text.end(), [](char c) {
+    const auto byte = static_cast<unsigned char>(c);
+    return byte == '\t' || (byte >= 0x20 && byte != 0x7f);
+  });
+}
 
 std::string ascii_lower(std::string_view text) {
   std::string lower(text);

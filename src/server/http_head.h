@@ -59,10 +59,10 @@ struct HttpHead {
 };
 
 /// Reads a whole head, "GET /health HTTP/1.1\r\nHost: a\r\n\r\n". Stricter than RFC 9112 wherever
-/// two programs could read a request differently: one Host, one Content-Length of digits alone, no
-/// Content-Length beside Transfer-Encoding, no coding but chunked, no folded lines, no space before
-/// the colon, no second Authorization or Content-Type. The path is percent-decoded UTF-8 without
-/// control characters, backslashes and ".." segments.
+/// two programs could read a request differently: one Host, one Content-Length of digits alone and
+/// without leading zeros, no Content-Length beside Transfer-Encoding, no coding but chunked, no
+/// folded lines, no space before the colon, no second Authorization or Content-Type. The path is
+/// percent-decoded UTF-8 without control characters, backslashes and ".." segments.
 std::optional<HttpProblem> parse_http_head(std::string_view block, HttpHead& head);
 
 /// Nothing when a '%' is not followed by two hexadecimal digits.
@@ -71,6 +71,11 @@ std::optional<std::string> percent_decode(std::string_view text);
 /// Splits "name:80" or "[::1]:80" in lower-case name (brackets kept) and port; false when it is
 /// neither a name nor an address.
 bool split_authority(std::string_view authority, std::string& host, std::string& port);
+
+/// RFC 9110, section 5.6.2: a method, or the name of a header.
+bool is_token(std::string_view text);
+/// Visible characters, spaces, tabs, and bytes above 127.
+bool is_field_value(std::string_view text);
 
 /// Lower case of ASCII letters.
 std::string ascii_lower(std::string_view text);

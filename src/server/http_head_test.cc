@@ -231,7 +231,9 @@ struct ReadBody {
 /// Feeds `input` in pieces of `step` bytes, as a connection does.
 ReadBody read_body(const std::string& head, const std::string& input, size_t step,
                    int64_t max_bytes = 100, int64_t max_chunks = 4) {
-  HttpBodyReader reader(head, max_bytes, max_chunks);
+  HttpHead parsed;
+  EXPECT_FALSE(parse_http_head(head, parsed)) << head;
+  HttpBodyReader reader(parsed, max_bytes, max_chunks);
   std::string waiting;
   ReadBody result;
   for (size_t i = 0; i < input.size() || i == 0; i += step) {
@@ -283,6 +285,61 @@ TEST(HttpBody, RefusesBadChunksAndWhatIsTooLong) {
   EXPECT_EQ(status("1;" + std::string(20000, 'x')), 400);
   EXPECT_EQ(status("0\r\nX: " + std::string(20000, 'x')), 400);
   EXPECT_EQ(read_body(with("Content-Length: 101\r\n"), "", 1).status, 413);
+}
+
+TEST(HttpBody, ReadsTrailersAsStrictlyAsHeads) {
+  const std::string chunked = with("Transfer-Encoding: chunked\r\n");
+  const auto status = [&](const std::string& trailer) {
+    const std::string input = "1\r\na\r\n0\r\n" + trailer + "\r\n";
+    const int whole = read_body(chunked, input, 100000).status;
+    EXPECT_EQ(whole, read_body(chunked, input, 1).status) << trailer;
+    return whole;
+  };
+  EXPECT_EQ(status(""), 0);
+  EXPECT_EQ(status("X-Checksum: a b\r\nServer-Timing: x\r\n"), 0);
+  EXPECT_EQ(status("X-Folded: a\r\n b\r\n"), 400);
+  EXPECT_EQ(status("X-Folded: a\r\n\tb\r\n"), 400);
+  EXPECT_EQ(status(" X: a\r\n"), 400);
+  EXPECT_EQ(status("X : a\r\n"), 400);
+  EXPECT_EQ(status("X: a\nY: b\r\n"), 400);
+  EXPECT_EQ(status(std::string("X: a\0b\r\n", 9)), 400);
+  for (const char* name : {"Host", "content-length", "Transfer-Encoding", "Authorization", "Cookie",
+                           "Content-Type", "Content-Encoding", "Expect", "Connection", "TE"}) {
+    EXPECT_EQ(status(std::string(name) + ": 1\r\n"), 400) << name;
+  }
+  for (const char* extension : {"", ";a", ";a=b", " ;\ta = \"b;\\\" c\" ; d"}) {
+    const std::string input = std::string("1") + extension + "\r\na\r\n0\r\n\r\n";
+    EXPECT_EQ(read_body(chunked, input, 1).body, "a") << extension;
+  }
+  for (const char* extension :
+       {";", " ", ";a=", ";a b", ";=b", ";a=\"b", ";a=\"b\\\"", " a", ";a\xff"}) {
+    const std::string input = std::string("1") + extension + "\r\na\r\n0\r\n\r\n";
+    EXPECT_EQ(read_body(chunked, input, 1).status, 400) << extension;
+  }
+  EXPECT_EQ(read_body(chunked, "01\r\na\r\n00\r\n\r\n", 1).body, "a") << "digits alone";
+}
+
+TEST(HttpBody, HoldsWhatHasComeAndNoMore) {
+  const auto held = [](const std::string& header, const std::string& input, int64_t step) {
+    HttpHead head;
+    EXPECT_FALSE(parse_http_head(with(header), head));
+    HttpBodyReader reader(head, 4 << 20, 1 << 20);
+    int64_t most = 0;
+    for (size_t i = 0; i < input.size(); i += static_cast<size_t>(step)) {
+      reader.put(std::string_view(input).substr(i, static_cast<size_t>(step)));
+      most = std::max(most, reader.num_bytes_held());
+    }
+    return most;
+  };
+  const std::string length = "Content-Length: 4194304\r\n";
+  const std::string chunked = "Transfer-Encoding: chunked\r\n";
+  EXPECT_LE(held(length, "a", 1), 4096) << "a length that was announced takes nothing";
+  EXPECT_LE(held(chunked, "400000\r\na", 1), 4096);
+  EXPECT_LE(held(length, std::string(1000000, 'a'), 997), 1000000 + (128 << 10));
+  EXPECT_LE(held(chunked, "400000\r\n" + std::string(1000000, 'a'), 16384), 1000000 + (128 << 10));
+  std::string tiny;
+  for (int i = 0; i < 100000; ++i) tiny += "1\r\na\r\n";
+  EXPECT_LE(held(chunked, tiny, 4096), 100000 + (128 << 10));
 }
 
 }  // namespace

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -11,12 +13,18 @@
 
 namespace caravan {
 
+struct HttpReplyLimits {
+  int64_t max_backlog = int64_t{256} << 10;  // of a stream, without a look at the client's speed
+  double backlog_grace_s = 5;                // in which a client with more must take as much
+  std::shared_ptr<MemoryBudget> budget;      // nullptr: none
+};
+
 /// One reply on its way from a handler, on any threads, to its connection. Holds nothing of the
 /// connection but what attach() gave it until detach(), so an exchange may outlive the server.
 class HttpReply {
  public:
-  /// `max_backlog`: bytes of a stream that may wait for the client.
-  explicit HttpReply(int64_t max_backlog) : max_backlog_(max_backlog) {}
+  explicit HttpReply(HttpReplyLimits limits)
+      : limits_(std::move(limits)), share_(limits_.budget), reserved_(limits_.budget) {}
 
   // The handler's side: see HttpExchange. Calls that come too late or twice have no effect.
   void respond(HttpResponse response);
@@ -24,6 +32,8 @@ class HttpReply {
   bool write(std::string chunk);
   void finish();
   void on_disconnect(std::function<void()> callback);
+  bool is_gone();
+  bool reserve(int64_t num_bytes);
   /// The handler failed, or dropped its exchange: 500 when nothing was sent, else the stream is
   /// cut.
   void fail(HttpResponse response);
@@ -33,31 +43,45 @@ class HttpReply {
   struct Output {
     std::optional<HttpResponse> head;  // once; with its body unless it is of a stream
     bool is_stream = false;
-    std::string payload;       // of a stream, since the last call
+    std::string payload;       // of a stream, the next of what waits
+    bool has_more = false;     // more of it can be taken at once
     bool is_complete = false;  // nothing more will come
     bool is_cut = false;       // the connection must end as if there were more
   };
   /// `notify` is called, on any thread and with a lock held, when take() has something new.
   void attach(std::function<void()> notify);
   void detach();
-  /// What is new. The bytes count as backlog until sent().
+  bool is_detached();
+  /// What is new. A payload counts as backlog until note_unsent() says otherwise.
   Output take();
-  void sent();
+  /// How much of what was taken the connection still holds.
+  void note_unsent(int64_t num_bytes);
   /// The client has not read more than the cap, or is gone: nothing of the rest matters.
   bool is_too_slow();
   /// The client is gone: runs the callback of on_disconnect. Once; further calls do nothing.
   void disconnect();
 
  private:
-  void notify_locked();
+  using Clock = std::chrono::steady_clock;
 
-  const int64_t max_backlog_;
+  void notify_locked();
+  int64_t backlog_locked() const { return num_pending_ + num_unsent_; }
+  void update_backlog_locked();
+
+  const HttpReplyLimits limits_;
   std::mutex mutex_;
+  MemoryShare share_;     // of what waits for the client
+  MemoryShare reserved_;  // of an answer in the making
   std::function<void()> notify_;
   std::function<void()> on_disconnect_;
   HttpResponse head_;
-  std::string pending_;
-  int64_t in_flight_ = 0;
+  std::deque<std::string> pending_;
+  int64_t num_pending_ = 0;  // bytes of pending_
+  int64_t num_unsent_ = 0;   // taken, but not by the client
+  int64_t num_taken_ = 0;
+  // Since when the backlog is above the cap, and what the client must have read for it to be new.
+  std::optional<Clock::time_point> above_since_;
+  int64_t wanted_read_ = 0;
   bool is_notified_ = false;
   bool has_head_ = false;
   bool is_head_taken_ = false;
@@ -66,13 +90,16 @@ class HttpReply {
   bool is_cut_ = false;
   bool is_too_slow_ = false;
   bool is_gone_ = false;
+  bool is_detached_ = false;
 };
 
 /// What a handler holds.
 class ReplyExchange : public HttpExchange {
  public:
-  ReplyExchange(HttpRequest request, std::shared_ptr<HttpReply> reply) : reply_(std::move(reply)) {
+  ReplyExchange(HttpRequest request, MemoryShare body_share, std::shared_ptr<HttpReply> reply)
+      : reply_(std::move(reply)) {
     request_ = std::move(request);
+    body_share_ = std::move(body_share);
   }
   ~ReplyExchange() override { reply_->abandon(); }
   ReplyExchange(const ReplyExchange&) = delete;
@@ -85,6 +112,8 @@ class ReplyExchange : public HttpExchange {
   void on_disconnect(std::function<void()> callback) override {
     reply_->on_disconnect(std::move(callback));
   }
+  bool is_gone() const override { return reply_->is_gone(); }
+  bool reserve(int64_t num_bytes) override { return reply_->reserve(num_bytes); }
 
  private:
   std::shared_ptr<HttpReply> reply_;

@@ -34,4 +34,13 @@ HttpRouteMatch match_route(const std::vector<HttpRoute>& routes, const std::stri
   return match;
 }
 
+std::string normal_path(std::string_view path) {
+  std::string normal;
+  for (const char c : path) {
+    if (c != '/' || !normal.ends_with('/')) normal += c;
+  }
+  if (normal.size() > 1 && normal.ends_with('/')) normal.pop_back();
+  return normal;
+}
+
 }  // namespace caravan

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "server/http.h"
@@ -16,5 +17,9 @@ struct HttpRouteMatch {
 /// matches what begins with it and has at least one character more.
 HttpRouteMatch match_route(const std::vector<HttpRoute>& routes, const std::string& method,
                            const std::string& path);
+
+/// Without slashes at its end and between slashes: "//v1/models/" -> "/v1/models". Clients join
+/// bases and paths that way.
+std::string normal_path(std::string_view path);
 
 }  // namespace caravan

@@ -16,14 +16,20 @@ struct HttpServerOptions {
   int port = 8000;                 // 0: any that is free
   bool reuse_port = false;         // several servers on one port, the kernel deals connections out
   int num_io_threads = 1;
-  int num_workers = 4;  // threads that run handlers
-  int64_t max_connections = 4096;
+  int num_workers = 4;                      // threads that run handlers; quick ones have one more
+  int64_t max_connections = 4096;           // of the server; above, the idlest makes room
+  int64_t max_memory = int64_t{256} << 20;  // of the server: bodies, answers, what is not sent yet
   int64_t max_body_bytes = int64_t{4} << 20;
-  int64_t max_chunks = 65536;                       // of a chunked request body
-  int64_t max_stream_backlog = int64_t{256} << 10;  // bytes of a stream its client has not read
-  double header_timeout_s = 10;                     // from a request's first byte
+  int64_t max_chunks = 65536;  // of a chunked request body
+  /// Bytes of a stream that may wait for its client. More may for stream_grace_s, in which the
+  /// client must take as many.
+  int64_t max_stream_backlog = int64_t{256} << 10;
+  double stream_grace_s = 5;
+  double header_timeout_s = 10;  // from the connection's start, later from a request's first byte
   double body_timeout_s = 30;
-  double write_timeout_s = 30;  // without one byte taken by the client
+  double min_rate = 240;        // bytes a second of a body, and of an answer that is read; 0: any
+  double min_rate_grace_s = 5;  // of a body
+  double write_timeout_s = 30;  // in which a client must take that many, or one byte
   double idle_timeout_s = 75;   // between requests
   double ping_interval_s = 30;  // a comment in event streams that are silent so long; 0: none
   std::vector<std::string> api_keys;
@@ -36,12 +42,15 @@ struct HttpServerStats {
   int64_t num_connections = 0;  // open now
   int64_t num_requests = 0;     // answered since the start, refusals included
   int64_t num_refused = 0;      // connections above max_connections
+  int64_t num_evicted = 0;      // idle ones that made room for others
   int64_t num_disconnects = 0;  // clients that left, or were cut, before their reply was complete
+  int64_t memory_bytes = 0;     // of max_memory, in use now
+  int64_t memory_limit = 0;
+  int64_t num_memory_refused = 0;  // bodies, answers and streams for which there was no memory
 };
 
-/// HTTP/1.1 over Boost.Asio: one coroutine a connection, bodies read by Boost.Beast, handlers on
-/// worker threads. Every response has a request id, and errors OpenAI's form. All functions are
-/// thread safe.
+/// HTTP/1.1 over Boost.Asio: one coroutine a connection, handlers on worker threads. Every response
+/// has a request id, and errors OpenAI's form. All functions are thread safe.
 class HttpServer {
  public:
   /// Listens; connections wait until start(). `routes` are searched in order.

@@ -5,141 +5,27 @@
 #include <sys/un.h>
 
 #include <atomic>
-#include <chrono>
-#include <condition_variable>
 #include <filesystem>
-#include <functional>
-#include <mutex>
+#include <fstream>
 #include <thread>
 
 #include "core/error.h"
-#include "core/log.h"
 #include "server/test_http_client.h"
+#include "server/test_http_server.h"
 #include "tests/test_scale.h"
 
 namespace caravan {
 namespace {
 
+using testing::Clock;
+using testing::event_stream;
+using testing::eventually;
+using testing::Exchange;
+using testing::HttpServerTest;
+using testing::ms_since;
 using testing::RawClient;
 using testing::RawResponse;
-using Exchange = std::shared_ptr<HttpExchange>;
-using Clock = std::chrono::steady_clock;
-
-double ms_since(Clock::time_point begin) {
-  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
-
-bool eventually(const std::function<bool()>& is_true) {
-  for (int i = 0; i < 1000; ++i) {
-    if (is_true()) return true;
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  return false;
-}
-
-HttpResponse text(std::string body) {
-  return {.status = 200, .content_type = "text/plain", .body = std::move(body), .headers = {}};
-}
-HttpResponse event_stream() {
-  return {.status = 200, .content_type = "text/event-stream", .body = "", .headers = {}};
-}
-
-/// Exchanges that handlers leave with the test.
-class Held {
- public:
-  void add(Exchange exchange) {
-    const std::lock_guard lock(mutex_);
-    exchanges_.push_back(std::move(exchange));
-    changed_.notify_all();
-  }
-  Exchange take() {
-    std::unique_lock lock(mutex_);
-    if (!changed_.wait_for(lock, std::chrono::seconds(20),
-                           [this] { return !exchanges_.empty(); })) {
-      ADD_FAILURE() << "no request arrived";
-      return nullptr;
-    }
-    Exchange exchange = std::move(exchanges_.front());
-    exchanges_.erase(exchanges_.begin());
-    return exchange;
-  }
-
-  /// The next one, if it comes before `is_done`.
-  Exchange take_until(const std::atomic<bool>& is_done) {
-    while (!is_done) {
-      {
-        const std::lock_guard lock(mutex_);
-        if (!exchanges_.empty()) {
-          Exchange exchange = std::move(exchanges_.back());
-          exchanges_.pop_back();
-          return exchange;
-        }
-      }
-      std::this_thread::yield();
-    }
-    return nullptr;
-  }
-  void clear() {
-    std::vector<Exchange> dropped;
-    const std::lock_guard lock(mutex_);
-    std::swap(dropped, exchanges_);
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::vector<Exchange> exchanges_;
-};
-
-class HttpServerTest : public ::testing::Test {
- protected:
-  void SetUp() override { set_log_level(LogLevel::kOff); }
-  void TearDown() override {
-    server_.reset();
-    set_log_level(LogLevel::kInfo);
-  }
-
-  HttpServerOptions options() const {
-    HttpServerOptions options;
-    options.port = 0;
-    return options;
-  }
-  void serve(const HttpServerOptions& server_options) {
-    const auto add = [this](const char* method, const char* path, HttpHandler handler) {
-      routes_.push_back({.method = method, .path = path, .is_public = false, .handler = handler});
-    };
-    add("GET", "/hello", [](Exchange e) { e->respond(text("hello")); });
-    add("POST", "/echo", [](Exchange e) {
-      std::string body = e->request().body;
-      e->respond(text(std::move(body)));
-    });
-    add("GET", "/path/*", [](Exchange e) { e->respond(text(e->request().path)); });
-    add("GET", "/id",
-        [](Exchange e) { e->respond(text(std::string(e->request().header("x-request-id")))); });
-    add("POST", "/hold", [this](Exchange e) { held_.add(std::move(e)); });
-    add("GET", "/hold", [this](Exchange e) { held_.add(std::move(e)); });
-    add("GET", "/drop", [](Exchange) {});
-    add("GET", "/cut", [](Exchange e) {
-      e->start_stream(event_stream());
-      e->write("data: 1\n\n");
-    });
-    add("GET", "/bad", [](Exchange) { throw Error(ErrorCode::kInvalidArgument, "x: wrong"); });
-    add("GET", "/broken", [](Exchange) { throw std::runtime_error("secret detail"); });
-    add("GET", "/split", [](Exchange e) {
-      HttpResponse response = text("x");
-      response.headers.emplace_back("x-a", "b\r\nx-injected: 1");
-      e->respond(std::move(response));
-    });
-    server_ = std::make_unique<HttpServer>(server_options, routes_);
-    server_->start();
-  }
-  void serve() { serve(options()); }
-  int port() const { return server_->port(); }
-
-  std::vector<HttpRoute> routes_;
-  Held held_;
-  std::unique_ptr<HttpServer> server_;
-};
+using testing::text;
 
 TEST_F(HttpServerTest, AnswersOneRequestAfterTheOther) {
   serve();
@@ -248,6 +134,14 @@ TEST_F(HttpServerTest, KnowsMethodsAndPaths) {
   EXPECT_EQ(other.read().status, 404);
   other.get("/path/a%2Fb%20c?q=1");
   EXPECT_EQ(other.read().body, "/path/a/b c");
+  for (const char* path : {"/hello/", "//hello", "/hello//", "//hello///?a=/"}) {
+    other.get(path);
+    EXPECT_EQ(other.read().body, "hello") << path;
+  }
+  other.get("/path//a///b/");
+  EXPECT_EQ(other.read().body, "/path/a/b");
+  other.get("/path/");
+  EXPECT_EQ(other.read().status, 404);
 }
 
 TEST_F(HttpServerTest, SpeaksHttp10) {
@@ -256,6 +150,11 @@ TEST_F(HttpServerTest, SpeaksHttp10) {
   client.send("GET /hello HTTP/1.0\r\n\r\n");
   EXPECT_EQ(client.read().body, "hello");
   EXPECT_TRUE(client.is_closed());
+  RawClient kept(port());
+  for (int i = 0; i < 2; ++i) {
+    kept.send("GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    EXPECT_EQ(kept.read().headers.at("connection"), "keep-alive") << "a client of 1.0 must be told";
+  }
   RawClient stream(port());
   stream.send("GET /hold HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n\r\n");
   const Exchange exchange = held_.take();
@@ -374,7 +273,9 @@ TEST_F(HttpServerTest, PingsSilentStreams) {
 }
 
 TEST_F(HttpServerTest, CutsSlowReaders) {
-  serve();
+  HttpServerOptions quick = options();
+  quick.stream_grace_s = 0.3;
+  serve(quick);
   RawClient client(port(), 4096);
   client.get("/hold");
   const Exchange exchange = held_.take();
@@ -385,14 +286,41 @@ TEST_F(HttpServerTest, CutsSlowReaders) {
   int64_t num_bytes = 0;
   while (num_bytes < (64 << 20) && exchange->write(event)) {
     num_bytes += 1000;
-    if (num_bytes % 100000 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    if (num_bytes % 10000 == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
-  // The cap, and what the kernel holds on both sides.
   EXPECT_GE(num_bytes, 256 << 10);
-  EXPECT_LT(num_bytes, 2 << 20);
+  EXPECT_LT(num_bytes, 64 << 20);
   EXPECT_TRUE(eventually([&] { return num_told == 1; }));
   EXPECT_FALSE(exchange->write("x"));
   EXPECT_TRUE(eventually([&] { return server_->stats().num_connections == 0; }));
+  EXPECT_EQ(server_->stats().memory_bytes, 0);
+}
+
+TEST_F(HttpServerTest, SendsLargeEventsToClientsThatRead) {
+  serve();
+  const auto cap = static_cast<size_t>(options().max_stream_backlog);
+  for (const size_t size : {cap - 1, cap, cap + 1, cap + 50000, 8 * cap}) {
+    for (const bool waits : {false, true}) {
+      RawClient client(port());
+      client.get("/hold");
+      const Exchange exchange = held_.take();
+      exchange->start_stream(event_stream());
+      std::string expected;
+      std::string got;
+      std::thread reader([&] { got = client.read().body; });
+      for (int i = 0; i < 6; ++i) {
+        const std::string event = std::string(size, static_cast<char>('a' + i)) + "\n\n";
+        ASSERT_TRUE(exchange->write(event)) << size << " event " << i;
+        ASSERT_TRUE(exchange->write("data: small\n\n")) << size << " after event " << i;
+        expected += event + "data: small\n\n";
+        if (waits) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      }
+      exchange->finish();
+      reader.join();
+      EXPECT_TRUE(got == expected) << size << ": " << got.size() << " of " << expected.size();
+    }
+  }
+  EXPECT_TRUE(eventually([&] { return server_->stats().memory_bytes == 0; }));
 }
 
 TEST_F(HttpServerTest, CutsReadersThatTakeNothing) {
@@ -501,21 +429,32 @@ TEST_F(HttpServerTest, HasTimeLimits) {
 TEST_F(HttpServerTest, RefusesConnectionsAboveTheLimit) {
   HttpServerOptions few = options();
   few.max_connections = 3;
+  routes_.push_back({.method = "GET",
+                     .path = "/health",
+                     .is_public = true,
+                     .is_quick = true,
+                     .handler = [](Exchange e) { e->respond(text("well")); }});
   serve(few);
   std::vector<std::unique_ptr<RawClient>> clients;
+  std::vector<Exchange> exchanges;
   for (int i = 0; i < 3; ++i) {
     clients.push_back(std::make_unique<RawClient>(port()));
-    clients.back()->get("/hello");
-    EXPECT_EQ(clients.back()->read().status, 200);
+    clients.back()->get("/hold");
+    exchanges.push_back(held_.take());
   }
   for (int i = 0; i < 20; ++i) {
     RawClient surplus(port());
     surplus.get("/hello");
     const RawResponse response = surplus.read();
-    EXPECT_EQ(response.status, 503) << "refused, not reset";
+    ASSERT_EQ(response.status, 503) << "refused, not reset";
     EXPECT_EQ(response.headers.at("retry-after"), "1");
+    RawClient probe(port());
+    probe.get("/health");
+    EXPECT_EQ(probe.read().body, "well") << "health has places of its own";
+    EXPECT_TRUE(probe.is_closed());
   }
   EXPECT_EQ(server_->stats().num_refused, 20);
+  exchanges.pop_back();
   clients.pop_back();
   EXPECT_TRUE(eventually([&] {
     RawClient next(port());
@@ -524,36 +463,73 @@ TEST_F(HttpServerTest, RefusesConnectionsAboveTheLimit) {
   }));
 }
 
+TEST_F(HttpServerTest, TheIdlestMakesRoom) {
+  HttpServerOptions few = options();
+  few.max_connections = 16;
+  serve(few);
+  RawClient busy(port());
+  busy.get("/hold");
+  const Exchange exchange = held_.take();
+  RawClient kept(port());
+  kept.get("/hello");
+  EXPECT_EQ(kept.read().status, 200);
+  std::vector<std::unique_ptr<RawClient>> silent;
+  for (int i = 0; i < 50; ++i) {
+    silent.push_back(std::make_unique<RawClient>(port()));
+    if (i % 2 == 1) silent.back()->send("GET /hello HTTP/1.1\r\nHost: lo");
+  }
+  for (int i = 0; i < 20; ++i) {
+    RawClient other(port());
+    other.get("/hello");
+    EXPECT_EQ(other.read().status, 200) << "silent clients lock nobody out";
+  }
+  EXPECT_TRUE(silent.front()->is_closed());
+  EXPECT_GE(server_->stats().num_evicted, 30);
+  EXPECT_EQ(server_->stats().num_refused, 0);
+  kept.get("/hello");
+  EXPECT_EQ(kept.read().status, 200) << "a flood of the new ends none that was of use";
+  exchange->respond(text("done"));
+  EXPECT_EQ(busy.read().body, "done");
+}
+
 TEST_F(HttpServerTest, WaitsForDescriptors) {
   serve();
-  RawClient before(port());
-  before.get("/hello");
-  EXPECT_EQ(before.read().status, 200);
+  RawClient busy(port());
+  busy.get("/hold");
+  const Exchange exchange = held_.take();
+  std::vector<std::unique_ptr<RawClient>> idle;
+  for (int i = 0; i < 3; ++i) {
+    idle.push_back(std::make_unique<RawClient>(port()));
+    idle.back()->get("/hello");
+    EXPECT_EQ(idle.back()->read().status, 200);
+  }
   // Clients have their descriptors already; the server finds none for accept().
-  RawClient waiting(port());
   std::vector<int> taken;
   rlimit limit{};
   getrlimit(RLIMIT_NOFILE, &limit);
   const rlimit lowered = {.rlim_cur = 64, .rlim_max = limit.rlim_max};
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &lowered), 0);
   for (int fd = dup(0); fd >= 0; fd = dup(0)) taken.push_back(fd);
-  RawClient* late = nullptr;
-  {
-    const int fd = taken.back();
+  const auto connect_with_the_last = [&] {
+    ::close(taken.back());
     taken.pop_back();
-    ::close(fd);
-    late = new RawClient(port());  // takes the last one
-  }
+    return std::make_unique<RawClient>(port());
+  };
+  std::unique_ptr<RawClient> late = connect_with_the_last();
   late->get("/hello");
+  EXPECT_EQ(late->read().status, 200) << "an idle one made room";
+  late->get("/hold");
+  const Exchange late_exchange = held_.take();
+  idle.clear();
+  for (int fd = dup(0); fd >= 0; fd = dup(0)) taken.push_back(fd);
+  std::unique_ptr<RawClient> later = connect_with_the_last();
+  later->get("/hello");
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  before.get("/hello");
-  EXPECT_EQ(before.read().status, 200) << "connections that there are go on";
+  exchange->respond(text("done"));
+  EXPECT_EQ(busy.read().body, "done") << "what runs goes on";
   for (const int fd : taken) ::close(fd);
   setrlimit(RLIMIT_NOFILE, &limit);
-  EXPECT_EQ(late->read().status, 200) << "the one that waited is served";
-  waiting.get("/hello");
-  EXPECT_EQ(waiting.read().status, 200);
-  delete late;
+  EXPECT_EQ(later->read().status, 200) << "the one that waited is served";
 }
 
 TEST_F(HttpServerTest, DrainsWhatRuns) {
@@ -645,6 +621,19 @@ TEST_F(HttpServerTest, GuardsAndSharesByOrigin) {
   EXPECT_EQ(response.status, 204);
   EXPECT_NE(response.headers.at("access-control-allow-headers").find("authorization"),
             std::string::npos);
+  // As OpenAI's client for JavaScript asks.
+  client.send(
+      "OPTIONS /echo HTTP/1.1\r\nHost: localhost\r\nOrigin: https://app.example\r\n"
+      "Access-Control-Request-Method: POST\r\nAccess-Control-Request-Headers: authorization,"
+      "content-type,x-stainless-arch, X-Stainless-Retry-Count,bad name\r\n\r\n");
+  response = client.read();
+  const std::string allowed = response.headers.at("access-control-allow-headers");
+  EXPECT_NE(allowed.find("x-stainless-arch, x-stainless-retry-count"), std::string::npos)
+      << allowed;
+  EXPECT_EQ(allowed.find("bad"), std::string::npos);
+  EXPECT_EQ(response.headers.at("access-control-max-age"), "600");
+  EXPECT_NE(response.headers.at("access-control-expose-headers").find("x-request-id"),
+            std::string::npos);
   client.send("GET /hello HTTP/1.1\r\nHost: evil.example\r\nAuthorization: Bearer key\r\n\r\n");
   EXPECT_EQ(client.read().status, 403);
 }
@@ -673,6 +662,35 @@ TEST_F(HttpServerTest, ListensOnAUnixSocket) {
     server_.reset();
     EXPECT_FALSE(std::filesystem::exists(unix_options.host));
   }
+}
+
+TEST_F(HttpServerTest, RemovesNoFileButItsSocket) {
+  const std::string path =
+      (std::filesystem::temp_directory_path() / ("kept" + std::to_string(getpid()) + ".sock"))
+          .string();
+  HttpServerOptions unix_options = options();
+  unix_options.host = path;
+  std::ofstream(path) << "precious";
+  try {
+    HttpServer server(unix_options, {});
+    FAIL() << "listens in a file's place";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::kIo);
+    EXPECT_NE(std::string(error.what()).find(path), std::string::npos);
+  }
+  EXPECT_EQ(std::filesystem::file_size(path), 8u);
+  std::filesystem::remove(path);
+  std::filesystem::create_symlink("/nowhere", path);
+  EXPECT_THROW(HttpServer(unix_options, {}), Error) << "a link is no socket";
+  EXPECT_TRUE(std::filesystem::is_symlink(path));
+  std::filesystem::remove(path);
+
+  serve(unix_options);
+  std::filesystem::remove(path);
+  std::ofstream(path) << "another's";
+  server_.reset();
+  EXPECT_TRUE(std::filesystem::exists(path)) << "what took its place is kept";
+  std::filesystem::remove(path);
 }
 
 TEST_F(HttpServerTest, SaysWhyItCannotListen) {

@@ -4,6 +4,9 @@
 
 #include <algorithm>
 
+#include "core/log.h"
+#include "core/log_thread.h"
+
 namespace caravan {
 
 namespace {
@@ -78,7 +81,7 @@ void ServerMetrics::observe_finished(const CompletionFigures& figures) {
 }
 
 std::string ServerMetrics::text(const std::string& prefix, const std::string& model_name,
-                                const EngineStats& stats) const {
+                                const EngineStats& stats, const HttpServerStats& http) const {
   PrometheusText out(prefix, {{"model_name", model_name}, {"engine", "0"}});
   out.gauge("num_requests_running", "Requests in the batch.",
             static_cast<double>(stats.num_running));
@@ -107,6 +110,22 @@ std::string ServerMetrics::text(const std::string& prefix, const std::string& mo
   out.counter("request_success_total", "Completions that ended.", "finished_reason", finished);
   out.counter("request_refused_total", "Requests refused because the queue was full.",
               static_cast<double>(num_refused_.load(std::memory_order_relaxed)));
+  out.gauge("http_connections", "Open connections.", static_cast<double>(http.num_connections));
+  out.counter("http_connections_refused_total", "Connections answered with 503.",
+              static_cast<double>(http.num_refused));
+  out.counter("http_connections_evicted_total", "Idle connections that made room for others.",
+              static_cast<double>(http.num_evicted));
+  out.counter("http_disconnects_total",
+              "Clients that left, or were cut, before their answer ended.",
+              static_cast<double>(http.num_disconnects));
+  out.gauge("http_memory_bytes", "Bytes of bodies, answers and what is not sent yet.",
+            static_cast<double>(http.memory_bytes));
+  out.gauge("http_memory_limit_bytes", "The most that there may be of them.",
+            static_cast<double>(http.memory_limit));
+  out.counter("http_memory_refused_total", "Bodies, answers and streams refused for that limit.",
+              static_cast<double>(http.num_memory_refused));
+  out.counter("dropped_log_lines_total", "Lines of the log that were dropped: stderr was not read.",
+              static_cast<double>(num_dropped_log_lines()));
   out.histogram("time_to_first_token_seconds", "From arrival to the first token.",
                 time_to_first_token_);
   out.histogram("inter_token_latency_seconds", "Between two tokens of a completion.",

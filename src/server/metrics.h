@@ -9,6 +9,7 @@
 
 #include "caravan/llm.h"
 #include "engine/engine_loop.h"
+#include "server/http_server.h"
 #include "server/prometheus_text.h"
 
 namespace caravan {
@@ -33,9 +34,9 @@ class ServerMetrics {
   void observe_finished(const CompletionFigures& figures);
   void observe_refused() { num_refused_.fetch_add(1, std::memory_order_relaxed); }
 
-  /// Prometheus' text. The engine's figures are those of the moment.
+  /// Prometheus' text. The figures of the engine and the HTTP server are those of the moment.
   std::string text(const std::string& prefix, const std::string& model_name,
-                   const EngineStats& stats) const;
+                   const EngineStats& stats, const HttpServerStats& http) const;
 
  private:
   static constexpr std::array<const char*, 4> kReasons{"stop", "length", "abort", "error"};

@@ -87,7 +87,7 @@ TEST(ServerMetricsTest, FinishedCompletionsAreCountedByReason) {
   stats.num_blocks = 100;
   stats.num_free_blocks = 75;
   stats.num_running = 3;
-  const std::string text = metrics.text("x", "m", stats);
+  const std::string text = metrics.text("x", "m", stats, {.num_evicted = 7, .memory_limit = 5});
   const std::string labels = "{model_name=\"m\",engine=\"0\"";
   for (const std::string& line :
        {"x:request_success_total" + labels + ",finished_reason=\"stop\"} 1\n",

@@ -15,8 +15,25 @@ struct WatchdogOptions {
   std::function<std::string()> failure;  // EngineLoop::failure; "" while it works
   /// Once, with the reason: end the requests with 503. Health is red from the engine's own figures.
   std::function<void(const std::string&)> on_trip;
-  /// Once, after the grace: end the process, with kWatchdogExit.
+  /// Once, after the grace, also when on_trip does not return: end the process, with kWatchdogExit.
   std::function<void()> on_exit;
+  std::function<double()> now_ms = {};  // nothing: the steady clock
+};
+
+/// How long the engine has had to finish a step: what the clock says without the time in which this
+/// process did not run, because it was stopped (SIGSTOP, docker pause) or its machine was frozen.
+class StallMeter {
+ public:
+  /// interval_ms: how often observe() is called, from start_ms on, when the process runs.
+  StallMeter(double interval_ms, double start_ms) : interval_ms_(interval_ms), last_ms_(start_ms) {}
+  /// stalled_ms: since the last finished step, by the clock.
+  double observe(double stalled_ms, double now_ms);
+
+ private:
+  const double interval_ms_;
+  double last_ms_;      // of the call before
+  double lost_ms_ = 0;  // not run since the stall began
+  double lost_until_ms_ = 0;
 };
 
 /// What the process exits with, so that a supervisor starts it anew: EX_TEMPFAIL.
@@ -37,8 +54,10 @@ class Watchdog {
  private:
   void run();
   bool wait_ms(double ms);
+  double now_ms() const;
 
   const WatchdogOptions options_;
+  const double start_ms_;
   std::mutex mutex_;
   std::condition_variable wakes_;
   bool is_ending_ = false;

@@ -97,6 +97,60 @@ TEST_F(WatchdogTest, EndsAProcessWhoseEngineIsDead) {
   EXPECT_THROW(Watchdog(WatchdogOptions{}), Error);
 }
 
+TEST(StallMeter, LeavesOutTheTimeInWhichTheProcessDidNotRun) {
+  StallMeter meter(100, 4900);
+  double now = 5000;
+  // A step that began at 4,900; then the process stands still for a minute.
+  EXPECT_EQ(meter.observe(100, now), 100);
+  EXPECT_EQ(meter.observe(200, now += 100), 200);
+  EXPECT_NEAR(meter.observe(60300, now += 60100), 300, 1);
+  EXPECT_NEAR(meter.observe(61100, now += 800), 1100, 1) << "a late wake-up counts";
+  EXPECT_NEAR(meter.observe(91200, now += 30100), 1200, 1) << "stopped again in the same step";
+  EXPECT_NEAR(meter.observe(100000, now += 100), 10000, 1);
+  // The next step begins after that: all of its time counts.
+  EXPECT_EQ(meter.observe(50, now += 100), 50);
+  EXPECT_EQ(meter.observe(150, now += 100), 150);
+  for (int i = 0; i < 1000; ++i) now += 100, meter.observe(250 + i * 100.0, now);
+  EXPECT_EQ(meter.observe(100250, now += 100), 100250) << "a stuck engine is seen";
+  // Stopped before the first look.
+  EXPECT_NEAR(StallMeter(100, 0).observe(60010, 60050), 60, 1);
+  // Stopped while it is idle.
+  EXPECT_EQ(meter.observe(0, now += 90000), 0);
+  EXPECT_EQ(meter.observe(100, now += 100), 100);
+}
+
+TEST_F(WatchdogTest, DoesNotTripAfterAStop) {
+  Watched watched;
+  std::atomic<double> now{0};
+  WatchdogOptions options = watched.options(1, 0);
+  options.now_ms = [&] { return now.load(); };
+  options.stalled_ms = [&] { return now + 50; };  // a step that never ends
+  const Watchdog watchdog(std::move(options));
+  usleep(300000);
+  now = 60000;  // SIGCONT
+  usleep(300000);
+  EXPECT_EQ(watched.num_trips, 0);
+  for (int i = 0; i < 30 && watched.num_trips == 0; ++i) {
+    now = now + 100;
+    usleep(110000);
+  }
+  ASSERT_TRUE(watched.wait_for_exit()) << "but a stuck engine ends it";
+  EXPECT_EQ(watched.num_trips, 1);
+}
+
+TEST_F(WatchdogTest, EndsTheProcessThoughTheAnswersHang) {
+  Watched watched;
+  std::atomic<bool> may_end{false};
+  WatchdogOptions options = watched.options(1, 0.05);
+  options.on_trip = [&](const std::string&) {
+    while (!may_end) usleep(1000);
+  };
+  const Watchdog watchdog(std::move(options));
+  watched.stalled_ms = 1500;
+  EXPECT_TRUE(watched.wait_for_exit());
+  may_end = true;
+}
+
 TEST(ProcessSignals, AreValues) {
   const TerminationSignals signals;
   EXPECT_EQ(signals.wait(0), 0);

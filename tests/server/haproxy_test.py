@@ -60,6 +60,28 @@ def status_of(port, path="/health"):
         return None
 
 
+def check_names(front):
+    """The front under any name, and pages of its own and of other origins."""
+    failures = []
+    for host, origin, wanted in (
+        ("llm.example", None, 200),
+        ("llm.example:8000", "http://llm.example:8000", 200),
+        ("llm.example", "https://llm.example", 200),
+        ("llm.example", "https://evil.example", 403),
+        ("10.1.2.3", None, 200),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", front, timeout=20)
+        headers = {"Host": host, "Content-Type": "application/json"}
+        if origin:
+            headers["Origin"] = origin
+        connection.request("POST", "/tokenize", '{"prompt": "a"}', headers)
+        response = connection.getresponse()
+        if response.status != wanted:
+            failures.append(f"Host {host}, Origin {origin}: {response.status} {response.read()[:200]}")
+        connection.close()
+    return failures
+
+
 def wait_for(condition, what, seconds=START_S):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -149,7 +171,8 @@ def main():
             command = ["haproxy", "-db", "-f", source / "deploy/haproxy.cfg"]
             proxy = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             wait_for(lambda: status_of(front) == 200, "HAProxy")
-            failures = exercise(first, second, Load(front, wanted))
+            failures = check_names(front)
+            failures += exercise(first, second, Load(front, wanted))
             if failures:
                 log.seek(0)
                 print(log.read()[-4000:].decode(errors="replace"))
