@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "format/model_dir.h"
+#include "tokenizer/model_chat_template.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -88,6 +89,7 @@ std::vector<LintFinding> lint(const ModelDir& dir) {
   if (exists("tokenizer.json") || (exists("vocab.json") && exists("merges.txt"))) {
     inputs.tokenizer_vocab_size = Tokenizer::from_directory(dir.path).vocab_size();
   }
+  inputs.chat_template_file = model_chat_template(dir.path);
   if (dir.kind == ModelDirKind::kEngine || dir.tensor_parallel > 1) return lint_model(dir, inputs);
   const TensorSource source = TensorSource::open_directory(dir.path);
   const ResolvedWeights weights =

@@ -27,6 +27,7 @@ struct LintInputs {
   std::optional<int64_t>
       tokenizer_vocab_size;                  // largest id + 1; none: no tokenizer in the directory
   const ResolvedWeights* weights = nullptr;  // Hugging Face and checkpoint directories
+  std::optional<std::string> chat_template_file;  // see model_chat_template()
 };
 
 /// Rules over config.json (as written), the weights and the tokenizer. Order: errors first.
