@@ -26,7 +26,8 @@ HashKey random_hash_key();
 /// Source: Aumasson and Bernstein 2012, "SipHash: a fast short-input PRF", and its reference code.
 BlockHash siphash128(const HashKey& key, std::span<const std::byte> message);
 
-/// Hash of a block's tokens after those that `parent` names; {} is the parent of the first block.
+/// Hash of a block's tokens after those that `parent` names; the parent of the first block is the
+/// root of its chain.
 BlockHash hash_block(const HashKey& key, const BlockHash& parent, std::span<const int32_t> tokens);
 
 }  // namespace caravan

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/error.h"
 #include "core/json.h"
 #include "server/generator.h"
 #include "server/http.h"
@@ -116,6 +117,10 @@ class FakeGenerator : public Generator {
     requests.emplace(next_id, Pending{std::move(request), std::move(on_output)});
     return next_id++;
   }
+  void check_queue(int64_t num_requests, int64_t) const override {
+    CARAVAN_CHECK(num_requests <= max_queue, "{} outputs at once, at most {}", num_requests,
+                  max_queue);
+  }
   void cancel(int64_t id) override {
     const std::lock_guard lock(mutex);
     cancelled.push_back(id);
@@ -140,6 +145,7 @@ class FakeGenerator : public Generator {
   std::vector<int64_t> cancelled;
   int64_t next_id = 0;
   int64_t max_waiting = 1000;
+  int64_t max_queue = 1000;
   EngineStats figures;
   double stalled = 0;
   std::string failure_text;
