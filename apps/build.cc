@@ -11,6 +11,7 @@
 #include "apps/build_flags.h"
 #include "apps/commands.h"
 #include "apps/kv_calibration_flags.h"
+#include "apps/model_flags.h"
 #include "backend/create_backend.h"
 #include "convert/byte_size.h"
 #include "convert/engine_builder.h"
@@ -118,15 +119,6 @@ void LegacyFlags::check() const {
   }
 }
 
-std::optional<Tokenizer> open_tokenizer(const std::string& directory) {
-  for (const char* name : {"tokenizer.json", "vocab.json"}) {
-    if (std::filesystem::exists(directory + "/" + name)) {
-      return Tokenizer::from_directory(directory);
-    }
-  }
-  return std::nullopt;
-}
-
 DType coarser(DType a, DType b) {
   for (const DType dtype : {DType::kF8E4M3, DType::kI8, DType::kBF16, DType::kF16}) {
     if (a == dtype || b == dtype) return dtype;
@@ -140,9 +132,9 @@ boost::json::object certify(const ModelDir& source, const std::string& engine_pa
                             const BuildConfig& build) {
   const int64_t limit = build.max_input_len + build.max_output_len;
   const int64_t greedy_len = std::min<int64_t>(8, limit / 2);
-  const std::optional<Tokenizer> tokenizer = open_tokenizer(source.path);
+  const TokenizerOrReason loaded = try_load_tokenizer(source.path);
   const auto prompts = parity_prompts(source.config.vocab_size, limit - greedy_len,
-                                      tokenizer ? &*tokenizer : nullptr);
+                                      loaded ? &loaded.value() : nullptr);
   ModelRunnerOptions options;
   options.max_batch_size = 1;
   options.max_num_logits = 1;
@@ -175,6 +167,7 @@ void run_build(Flags& flags) {
     flags.build.kv_cache_dtype = "int8";
   }
   const ModelDir dir = open_model_dir(flags.build.model);
+  warn_without_tokenizer(dir.path);
   EngineBuildOptions options;
   options.input = flags.build.model;
   options.output = flags.output;

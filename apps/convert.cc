@@ -1,6 +1,7 @@
 #include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <memory>
 #include <string>
 
@@ -29,6 +30,8 @@ void run_convert(Flags& flags) {
   if (flags.processes > 0) {
     log_info("--processes has no meaning here: tensors stream through one process");
   }
+  // Before the hours that a large model takes.
+  if (std::filesystem::exists(flags.options.input)) warn_without_tokenizer(flags.options.input);
   if (flags.calibration.is_wanted()) {
     const std::optional<DType> kv_dtype = kv_dtype_flag(flags.kv_cache_dtype);
     CARAVAN_CHECK(kv_dtype && is_quantized_kv(*kv_dtype),

@@ -83,12 +83,9 @@ boost::json::object config_json(const ModelConfig& config) {
 
 std::vector<LintFinding> lint(const ModelDir& dir) {
   LintInputs inputs;
-  const auto exists = [&](const char* name) {
-    return std::filesystem::exists(dir.path + "/" + name);
-  };
-  if (exists("tokenizer.json") || (exists("vocab.json") && exists("merges.txt"))) {
-    inputs.tokenizer_vocab_size = Tokenizer::from_directory(dir.path).vocab_size();
-  }
+  const TokenizerOrReason loaded = try_load_tokenizer(dir.path);
+  inputs.tokenizer_problem = loaded.reason;
+  if (loaded) inputs.tokenizer_vocab_size = loaded.value().vocab_size();
   inputs.chat_template_file = model_chat_template(dir.path);
   if (dir.kind == ModelDirKind::kEngine || dir.tensor_parallel > 1) return lint_model(dir, inputs);
   const TensorSource source = TensorSource::open_directory(dir.path);

@@ -5,6 +5,8 @@
 #include "convert/byte_size.h"
 #include "convert/engine_builder.h"
 #include "core/error.h"
+#include "core/log.h"
+#include "tokenizer/tokenizer.h"
 
 namespace caravan {
 
@@ -56,6 +58,11 @@ std::optional<DType> kv_dtype_flag(const std::string& text, const char* flag) {
                 "{} {}: expected auto, float32, float16, bfloat16, int8 or fp8", flag,
                 printable(text));
   return dtype;
+}
+
+void warn_without_tokenizer(const std::string& directory) {
+  const TokenizerOrReason loaded = try_load_tokenizer(directory);
+  if (!loaded) log_warning("the model runs on token ids only: {}", loaded.reason);
 }
 
 MemoryPlan runner_plan(const ModelDir& dir, const ModelFlags& flags, const Backend& backend,

@@ -42,6 +42,10 @@ MemoryPlan runner_plan(const ModelDir& dir, const ModelFlags& flags, const Backe
 /// Errors: kOutOfMemory.
 void check_memory(const ModelDir& dir, const ModelFlags& flags, const ModelRunnerOptions& options);
 
+/// Warns, with the reason, when the tokenizer of a model directory cannot be read: what is made of
+/// the model will run on token ids alone.
+void warn_without_tokenizer(const std::string& directory);
+
 /// "auto" -> unset. Errors: kInvalidArgument.
 std::optional<DType> dtype_flag(const std::string& text, const char* flag);
 /// The same for a KV cache's dtype, which may be quantized: int8, fp8 (fp8_e4m3).

@@ -7,6 +7,7 @@
 #include "apps/commands.h"
 #include "apps/kv_cache_flags.h"
 #include "apps/kv_calibration_flags.h"
+#include "apps/model_flags.h"
 #include "backend/create_backend.h"
 #include "convert/byte_size.h"
 #include "convert/model_files.h"
@@ -97,6 +98,7 @@ void print_serve_kv_cache(const KvCacheSize& size, const MemoryPlan& plan) {
 
 void run_plan(const Flags& flags) {
   const ModelDir dir = open_model_dir(flags.build.model);
+  warn_without_tokenizer(dir.path);
   const BuildConfig build = flags.build.resolve(dir);
   const std::unique_ptr<Backend> backend = create_backend(target_backend(build.target, true));
   const PlanInputs inputs = plan_inputs(dir.config, *backend);
@@ -143,7 +145,8 @@ void add_plan_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand(
       "plan",
       "Print every byte an engine of these limits holds in memory (weights, KV cache, workspace), "
-      "and the largest batch and length that fit. Reads config.json only and allocates nothing. "
+      "and the largest batch and length that fit. Reads config.json and the tokenizer only and "
+      "allocates nothing. "
       "`build` and `run` refuse with the same figures when the plan does not fit.");
   flags->build.add_to(*command);
   flags->calibration.add_to(*command);

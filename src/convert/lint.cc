@@ -134,8 +134,8 @@ class Linter {
           vocab_size, kTileColumns);
     }
     if (!inputs_.tokenizer_vocab_size) {
-      add(LintSeverity::kWarning, "tokenizer-missing",
-          "no tokenizer.json and no vocab.json with merges.txt; only token ids can be used");
+      add(LintSeverity::kWarning, "tokenizer-missing", "{}; only token ids can be used",
+          inputs_.tokenizer_problem);
       return;
     }
     const int64_t tokens = *inputs_.tokenizer_vocab_size;

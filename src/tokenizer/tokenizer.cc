@@ -124,4 +124,24 @@ int32_t Tokenizer::token_id(std::string_view content) const {
   return added != nullptr ? added->id : impl_->loaded.bpe.tokens().find(content);
 }
 
+const Tokenizer& TokenizerOrReason::value() const {
+  if (!tokenizer) throw_error(code, reason);
+  return *tokenizer;
+}
+
+TokenizerOrReason try_load_tokenizer(const std::string& directory) {
+  TokenizerOrReason result;
+  try {
+    result.tokenizer = Tokenizer::from_directory(directory);
+  } catch (const Error& error) {
+    const bool is_reason = error.code() == ErrorCode::kNotFound ||
+                           error.code() == ErrorCode::kCorrupt ||
+                           error.code() == ErrorCode::kUnsupported;
+    if (!is_reason) throw;
+    result.code = error.code();
+    result.reason = error.what();
+  }
+  return result;
+}
+
 }  // namespace caravan

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "core/error.h"
+
 namespace caravan {
 
 /// Contents of a tokenizer's files, each of them as it is on disk, or absent.
@@ -38,6 +40,9 @@ class Tokenizer {
   struct EncodeOptions {
     /// false: text that looks like a special or added token ("<|endoftext|>") is ordinary text.
     bool parse_special = false;
+    /// true: with the tokens that the tokenizer puts around a prompt (bos_token where the files ask
+    /// for it), as transformers does unless add_special_tokens is false. Mostly there are none.
+    bool add_special = false;
   };
   /// Any bytes; ill-formed UTF-8 is encoded byte by byte, so that decode(encode(t)) == t, unless
   /// the tokenizer adds a space before the text (add_prefix_space) or an added token takes the
@@ -67,5 +72,21 @@ class Tokenizer {
   explicit Tokenizer(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
+
+/// The tokenizer of a model directory, or why there is none. A model runs without one: on token
+/// ids.
+struct TokenizerOrReason {
+  std::optional<Tokenizer> tokenizer;
+  ErrorCode code = ErrorCode::kNotFound;  // of the reason
+  std::string reason;                     // one line that names the file; empty with a tokenizer
+
+  explicit operator bool() const { return tokenizer.has_value(); }
+  /// The tokenizer, for a caller that cannot do without. Errors: the reason, with its code.
+  const Tokenizer& value() const;
+};
+
+/// Reads a model directory's tokenizer. Files that are not there, broken, or of a kind that Caravan
+/// does not know are a reason, not an exception. Errors: kIo alone.
+TokenizerOrReason try_load_tokenizer(const std::string& directory);
 
 }  // namespace caravan

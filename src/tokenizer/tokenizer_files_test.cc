@@ -425,6 +425,30 @@ TEST(TokenizerDirectory, SaysWhatIsMissing) {
       folder.path() + "/none: no tokenizer: expected tokenizer.json, or vocab.json and merges.txt");
 }
 
+TEST(TokenizerDirectory, ATokenizerThatCannotBeReadIsAReason) {
+  Folder folder;
+  const TokenizerOrReason missing = try_load_tokenizer(folder.path());
+  EXPECT_FALSE(missing);
+  EXPECT_EQ(missing.reason, folder.path() +
+                                ": no tokenizer: expected tokenizer.json, or "
+                                "vocab.json and merges.txt");
+  expect_error([&] { missing.value(); }, ErrorCode::kNotFound, missing.reason);
+  folder.write("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n");
+  EXPECT_EQ(try_load_tokenizer(folder.path()).code, ErrorCode::kCorrupt);
+  folder.write("tokenizer.json",
+               testing::replace_once(*testing::tiny_tokenizer_json().tokenizer_json,
+                                     "\"type\": \"BPE\"", "\"type\": \"WordPiece\""));
+  const TokenizerOrReason unsupported = try_load_tokenizer(folder.path());
+  EXPECT_FALSE(unsupported);
+  EXPECT_NE(unsupported.reason.find("got WordPiece"), std::string::npos) << unsupported.reason;
+  expect_error([&] { unsupported.value(); }, ErrorCode::kUnsupported, unsupported.reason);
+  folder.write("tokenizer.json", *testing::tiny_tokenizer_json().tokenizer_json);
+  const TokenizerOrReason loaded = try_load_tokenizer(folder.path());
+  ASSERT_TRUE(loaded);
+  EXPECT_EQ(loaded.reason, "");
+  EXPECT_EQ(loaded.value().vocab_size(), 261);
+}
+
 TEST(TokenizerDirectory, RefusesFilesThatAreTooLarge) {
   Folder folder;
   folder.write("tokenizer.json", "");
