@@ -49,7 +49,7 @@ struct Tokenizer::Impl {
     }
     if (!loaded.uses_split_pattern) {
       if (!text.empty()) loaded.bpe.encode(text, scratch, ids);
-      if (options.on_progress) options.on_progress(text.size());
+      if (options.on_progress != nullptr) (*options.on_progress)(text.size());
       return;
     }
     size_t told = 0;
@@ -57,11 +57,13 @@ struct Tokenizer::Impl {
       const size_t end = gpt2_piece_end(text, begin);
       loaded.bpe.encode(text.substr(begin, end - begin), scratch, ids);
       begin = end;
-      if (begin - told >= kProgressBytes && options.on_progress) {
-        options.on_progress(begin - std::exchange(told, begin));
+      if (begin - told >= kProgressBytes && options.on_progress != nullptr) {
+        (*options.on_progress)(begin - std::exchange(told, begin));
       }
     }
-    if (text.size() > told && options.on_progress) options.on_progress(text.size() - told);
+    if (text.size() > told && options.on_progress != nullptr) {
+      (*options.on_progress)(text.size() - told);
+    }
   }
 
   LoadedTokenizer loaded;

@@ -46,8 +46,9 @@ class Tokenizer {
     /// true: with the tokens that the tokenizer puts around a prompt (bos_token where the files ask
     /// for it), as transformers does unless add_special_tokens is false. Mostly there are none.
     bool add_special = false;
-    /// Called as the work goes on, with the bytes since its last call; may throw to end it.
-    std::function<void(size_t num_bytes)> on_progress = nullptr;
+    /// Called as the work goes on, with the bytes since its last call; may throw to end it. Null:
+    /// nobody asks.
+    const std::function<void(size_t num_bytes)>* on_progress = nullptr;
   };
   /// Any bytes; ill-formed UTF-8 is encoded byte by byte, so that decode(encode(t)) == t, unless
   /// the tokenizer adds a space before the text (add_prefix_space) or an added token takes the
