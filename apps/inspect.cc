@@ -14,6 +14,7 @@
 #include "core/mapped_file.h"
 #include "core/standard_output.h"
 #include "format/model_dir.h"
+#include "tokenizer/model_chat_template.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -87,6 +88,7 @@ std::vector<LintFinding> lint(const ModelDir& dir) {
   const TokenizerOrReason loaded = try_load_tokenizer(dir.path);
   inputs.tokenizer_problem = loaded.reason;
   if (loaded) inputs.tokenizer_vocab_size = loaded.value().vocab_size();
+  inputs.chat_template_file = model_chat_template(dir.path);
   if (dir.kind == ModelDirKind::kEngine || dir.tensor_parallel > 1) return lint_model(dir, inputs);
   const TensorSource source = TensorSource::open_directory(dir.path);
   const ResolvedWeights weights =

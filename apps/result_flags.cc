@@ -1,6 +1,7 @@
 #include "apps/result_flags.h"
 
 #include "core/error.h"
+#include "core/json_text.h"
 #include "format/checksum.h"
 
 namespace caravan {
@@ -72,7 +73,7 @@ void ResumedLines::finish() {
   CARAVAN_CHECK(is_empty(),
                 "{}: made from line {} of another --input, this one ends before: give the same "
                 "file, or another --output",
-                log_.where(), boost::json::serialize(row_["line"]));
+                log_.where(), to_json_text(row_["line"]));
 }
 
 }  // namespace caravan

@@ -347,6 +347,7 @@ class LintTest : public TempDirectoryTest {
     LintInputs inputs;
     inputs.tokenizer_vocab_size = tokens;
     inputs.weights = &weights;
+    inputs.chat_template_file = chat_template_file_;
     std::vector<std::string> ids;
     for (const LintFinding& finding : lint_model(dir, inputs)) {
       ids.push_back(finding.id);
@@ -357,7 +358,17 @@ class LintTest : public TempDirectoryTest {
   static bool has(const std::vector<std::string>& ids, const char* id) {
     return std::find(ids.begin(), ids.end(), id) != ids.end();
   }
+
+  std::optional<std::string> chat_template_file_;
 };
+
+TEST_F(LintTest, AChatTemplateOfTheModelsOwnIsAWarning) {
+  EXPECT_FALSE(has(lint("", 101), "chat-template-not-read"));
+  chat_template_file_ = "chat_template.jinja";
+  LintSeverity worst{};
+  EXPECT_TRUE(has(lint("", 101, &worst), "chat-template-not-read"));
+  EXPECT_EQ(worst, LintSeverity::kWarning);
+}
 
 TEST_F(LintTest, ACleanModelHasNotesOnly) {
   LintSeverity worst{};

@@ -23,6 +23,12 @@ class Linter {
     check_positions();
     check_token_ids();
     check_vocabulary();
+    if (inputs_.chat_template_file) {
+      add(LintSeverity::kWarning, "chat-template-not-read",
+          "{} has a chat template of the model's own, which is not read: give serve one in "
+          "Caravan's form with --chat-template FILE",
+          *inputs_.chat_template_file);
+    }
     std::stable_sort(findings_.begin(), findings_.end(), [](const auto& a, const auto& b) {
       return static_cast<int>(a.severity) > static_cast<int>(b.severity);
     });

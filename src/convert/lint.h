@@ -24,9 +24,10 @@ const char* lint_severity_name(LintSeverity severity);
 
 /// What the rules look at besides the configuration.
 struct LintInputs {
-  std::optional<int64_t> tokenizer_vocab_size;  // largest id + 1; none: no readable tokenizer
-  std::string tokenizer_problem;                // why there is none
-  const ResolvedWeights* weights = nullptr;     // Hugging Face and checkpoint directories
+  std::optional<int64_t> tokenizer_vocab_size;    // largest id + 1; none: no readable tokenizer
+  std::string tokenizer_problem;                  // why there is none
+  const ResolvedWeights* weights = nullptr;       // Hugging Face and checkpoint directories
+  std::optional<std::string> chat_template_file;  // see model_chat_template()
 };
 
 /// Rules over config.json (as written), the weights and the tokenizer. Order: errors first.

@@ -129,6 +129,8 @@ const std::vector<std::string>& model_side_files() {
                                                   "added_tokens.json",
                                                   "special_tokens_map.json",
                                                   "tokenizer_config.json",
+                                                  "chat_template.jinja",
+                                                  "chat_template.json",
                                                   "generation_config.json"};
   return kNames;
 }

@@ -92,8 +92,8 @@ std::string changed_settings(const std::string& line, const boost::json::object&
       if (value != nullptr && *value == member.value()) continue;
       text +=
           fmt::format("{}{} {}, now {}", text.empty() ? "" : "; ", std::string(member.key()),
-                      value == nullptr ? "not given" : printable(boost::json::serialize(*value)),
-                      printable(boost::json::serialize(member.value())));
+                      value == nullptr ? "not given" : printable(to_json_text(*value)),
+                      printable(to_json_text(member.value())));
     }
   } catch (const std::exception&) {  // a line that a crash tore
     return "it is not whole";
@@ -197,7 +197,7 @@ ConvertJournal::ConvertJournal(const FileAt& file, uint64_t key,
     : path_(file.path) {
   const std::string first_line =
       fmt::format("{}{} {}", kJournalTitle, kJournalVersion, checksum_text(key));
-  first_lines_ = first_line + "\n" + boost::json::serialize(settings) + "\n";
+  first_lines_ = first_line + "\n" + to_json_text(settings) + "\n";
   fd_ = open_own_file(file, O_APPEND);
   std::istringstream text(read_whole(fd_, path_));
   std::string line;

@@ -13,7 +13,8 @@ namespace caravan {
 /// prompts that collide.
 using BlockHash = Hash128;
 
-/// Hash of a block's tokens after those that `parent` names; {} is the parent of the first block.
+/// Hash of a block's tokens after those that `parent` names; the parent of the first block is the
+/// root of its chain.
 BlockHash hash_block(const HashKey& key, const BlockHash& parent, std::span<const int32_t> tokens);
 
 }  // namespace caravan

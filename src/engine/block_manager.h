@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <unordered_map>
 #include <vector>
 
@@ -33,6 +34,11 @@ class BlockManager {
   /// Errors: kInternal for a block that is free already.
   void release(std::vector<int32_t>& blocks);
 
+  /// What names the beginning of a chain of blocks. Chains of different scopes have no block in
+  /// common: a scope is a secret of those who share it. "" is what everybody shares.
+  BlockHash root(std::string_view scope) const {
+    return scope.empty() ? BlockHash{} : siphash128(key_, std::as_bytes(std::span(scope)));
+  }
   BlockHash hash(const BlockHash& parent, std::span<const int32_t> tokens) const {
     return hash_block(key_, parent, tokens);
   }

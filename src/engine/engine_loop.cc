@@ -83,6 +83,20 @@ struct EngineLoop::Impl {
     return id;
   }
 
+  void check_queue(int64_t num_requests, int64_t num_prompt_tokens) const {
+    const int64_t most = options.max_waiting + engine->limits().scheduler.max_batch_size;
+    CARAVAN_CHECK(
+        num_requests <= most,
+        "{} outputs at once, the server runs and queues at most {}: ask for fewer prompts "
+        "or choices",
+        num_requests, most);
+    CARAVAN_CHECK(options.max_waiting_tokens == 0 || num_requests == 1 ||
+                      num_prompt_tokens <= options.max_waiting_tokens,
+                  "the prompts of {} outputs have {} tokens, the server queues at most {}: ask for "
+                  "fewer or shorter ones",
+                  num_requests, num_prompt_tokens, options.max_waiting_tokens);
+  }
+
   void cancel(int64_t id) {
     {
       const std::lock_guard lock(mutex);
@@ -147,8 +161,9 @@ struct EngineLoop::Impl {
         continue;
       }
       try {
-        const int64_t engine_id = engine->add_request(s.request.prompt_ids, s.request.params,
-                                                      s.request.priority, s.arrival);
+        const int64_t engine_id =
+            engine->add_request(s.request.prompt_ids, s.request.params, s.request.priority,
+                                s.arrival, s.request.prefix_scope);
         engine_ids.emplace(s.id, engine_id);
         live.emplace(engine_id,
                      Live{.id = s.id, .on_output = std::move(s.on_output), .output = {}});
@@ -341,6 +356,9 @@ EngineLoop::~EngineLoop() = default;
 
 std::optional<int64_t> EngineLoop::submit(GenerationRequest request, OnOutput on_output) {
   return impl_->submit(std::move(request), std::move(on_output));
+}
+void EngineLoop::check_queue(int64_t num_requests, int64_t num_prompt_tokens) const {
+  impl_->check_queue(num_requests, num_prompt_tokens);
 }
 void EngineLoop::cancel(int64_t id) { impl_->cancel(id); }
 EngineStats EngineLoop::stats() const { return impl_->stats(); }

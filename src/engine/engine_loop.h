@@ -18,7 +18,8 @@ namespace caravan {
 struct GenerationRequest {
   std::vector<int32_t> prompt_ids;
   SamplingParams params;
-  int32_t priority = 0;  // lower goes first, as vLLM's
+  int32_t priority = 0;      // lower goes first, as vLLM's
+  std::string prefix_scope;  // cached prefixes are shared within it; "": with all that have none
 };
 
 /// What happened to a request since the last time it was told.
@@ -57,6 +58,9 @@ class EngineLoop {
   /// Queues a request; returns its id, or nothing when the queue is full or drain() was called.
   /// Errors: kInvalidArgument for a request that can never run (LlmEngine::check_request).
   std::optional<int64_t> submit(GenerationRequest request, OnOutput on_output);
+  /// Errors: kInvalidArgument when so many requests at once, of so many prompt tokens together,
+  /// would find the queue too short even if it were empty.
+  void check_queue(int64_t num_requests, int64_t num_prompt_tokens) const;
   /// The request ends with kAbort, its blocks are free in the next step. One that ended already, or
   /// never was: nothing happens.
   void cancel(int64_t id);

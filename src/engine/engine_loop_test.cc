@@ -329,6 +329,33 @@ TEST(EngineLoopTest, AQueueFullOfTokensRefuses) {
   EXPECT_TRUE(loop->drain(20000));
 }
 
+TEST(EngineLoopTest, KnowsWhatNoEmptyQueueCouldTake) {
+  LoopSetup setup;  // 4 run at once
+  setup.loop.max_waiting = 2;
+  setup.loop.max_waiting_tokens = 20;
+  const auto loop = open(setup);
+  loop->check_queue(6, 20);
+  loop->check_queue(1, 1000);  // one prompt always may wait
+  EXPECT_THROW(loop->check_queue(7, 7), Error);
+  EXPECT_THROW(loop->check_queue(2, 21), Error);
+}
+
+TEST(EngineLoopTest, PrefixesAreSharedWithinTheirScope) {
+  const auto loop = open();
+  const auto num_cached = [&](const std::string& scope) {
+    Told told;
+    GenerationRequest r = request(1, 1);
+    r.prefix_scope = scope;
+    EXPECT_TRUE(loop->submit(std::move(r), to(told)).has_value());
+    told.wait();
+    return told.last.num_cached_tokens;
+  };
+  EXPECT_EQ(num_cached("a"), 0);
+  EXPECT_EQ(num_cached("b"), 0);
+  EXPECT_EQ(num_cached("a"), 4);
+  EXPECT_EQ(num_cached(""), 0);
+}
+
 TEST(EngineLoopTest, KnowsHowLongAStepHasStalled) {
   Gate gate;
   LoopSetup setup;

@@ -28,6 +28,18 @@ TEST(BlockManagerTest, GivesEachBlockOnceAndTakesItBackOnce) {
   EXPECT_THROW(blocks.release(copy), Error);
 }
 
+TEST(BlockManagerTest, ChainsOfDifferentScopesHaveNothingInCommon) {
+  const HashKey key{1, 2};
+  const BlockManager blocks(4, 2, key), again(4, 2, key), other(4, 2, HashKey{3, 4});
+  EXPECT_EQ(blocks.root(""), BlockHash{});
+  EXPECT_EQ(blocks.root("a"), again.root("a"));
+  EXPECT_FALSE(blocks.root("a") == blocks.root("b"));
+  EXPECT_FALSE(blocks.root("a") == other.root("a"));  // nobody outside the process can make one
+  const std::vector<int32_t> tokens{1, 2};
+  EXPECT_FALSE(blocks.hash(blocks.root("a"), tokens) == blocks.hash(blocks.root("b"), tokens));
+  EXPECT_FALSE(blocks.hash(blocks.root("a"), tokens) == blocks.hash({}, tokens));
+}
+
 // The hash of a message 00 01 02 ... under the key 00 01 ... 0f, from the reference code's table.
 TEST(BlockHashTest, IsSipHash) {
   const HashKey key{0x0706050403020100u, 0x0f0e0d0c0b0a0908u};
@@ -258,6 +270,64 @@ TEST(SchedulerTest, APriorityIsAHeadStartNotAWall) {
     EXPECT_GT(num_steps, Scheduler::kStepsPerPriority * priority);
     EXPECT_LT(num_steps, Scheduler::kStepsPerPriority * priority + 40);
   }
+}
+
+// The same with the highest priority that there is against the lowest, as far as numbers go.
+TEST(SchedulerTest, NobodyWaitsForEverBehindAnyPriority) {
+  Scheduler scheduler(limits(2, 64, 20));
+  Batch batch(16);
+  const auto hurried = [](int64_t id) {
+    auto s = sequence(id, 8, 4);
+    s->priority = INT32_MIN;
+    return s;
+  };
+  auto late = sequence(0, 8, 2);
+  late->priority = INT32_MAX;
+  scheduler.add(std::move(late));
+  int64_t next = 1;
+  int64_t num_steps = 0;
+  for (; scheduler.find(0) != nullptr && num_steps < 100'000; ++num_steps) {
+    while (scheduler.num_waiting() < 8) scheduler.add(hurried(next++));
+    run_step(scheduler, batch);
+  }
+  const int64_t longest = Scheduler::kStepsPerPriority * 2 * Scheduler::kMaxPriority;
+  EXPECT_GT(num_steps, longest - 40);
+  EXPECT_LT(num_steps, longest + 40);
+}
+
+TEST(SchedulerTest, APrefixIsFoundInItsScopeAlone) {
+  Scheduler scheduler(limits(4, 64, 40));
+  Batch batch(16);
+  const auto num_cached = [&](int64_t id, std::string_view scope) {
+    auto s = sequence(id, 40, 2);
+    s->root = scheduler.root(scope);
+    Sequence* added = s.get();
+    scheduler.add(std::move(s));
+    run_step(scheduler, batch);
+    const int64_t count = added->num_cached_tokens;
+    run_step(scheduler, batch);
+    EXPECT_TRUE(scheduler.is_empty());
+    return count;
+  };
+  EXPECT_EQ(num_cached(0, "a"), 0);
+  EXPECT_EQ(num_cached(1, "b"), 0);
+  EXPECT_EQ(num_cached(2, ""), 0);
+  EXPECT_EQ(num_cached(3, "a"), 32);
+  EXPECT_EQ(num_cached(4, "b"), 32);
+  EXPECT_EQ(num_cached(5, ""), 32);
+  EXPECT_EQ(num_cached(6, "ab"), 0);
+}
+
+TEST(SchedulerTest, CopiesInDifferentScopesDoNotWaitForEachOther) {
+  Scheduler scheduler(limits(8, 256, 100));
+  Batch batch(16);
+  for (int64_t id = 0; id < 2; ++id) {
+    auto s = sequence(id, 60, 10);
+    s->root = scheduler.root(id == 0 ? "a" : "b");
+    scheduler.add(std::move(s));
+  }
+  run_step(scheduler, batch);
+  EXPECT_EQ(batch.num_tokens(), 120);
 }
 
 TEST(PromptTemplateTest, AreByteForByteThoseOfTheModelCard) {

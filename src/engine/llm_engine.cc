@@ -76,7 +76,8 @@ void LlmEngine::check_request(std::span<const int32_t> prompt, const SamplingPar
 }
 
 int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingParams& params,
-                               int32_t priority, Clock::time_point arrival) {
+                               int32_t priority, Clock::time_point arrival,
+                               std::string_view prefix_scope) {
   check_request(prompt, params);
   const auto num_prompt_tokens = static_cast<int64_t>(prompt.size());
   auto sequence = std::make_unique<Sequence>();
@@ -84,6 +85,7 @@ int64_t LlmEngine::add_request(std::span<const int32_t> prompt, const SamplingPa
   sequence->params = params;
   sequence->params.seed = resolve_seed(params.seed);
   sequence->priority = priority;
+  sequence->root = scheduler_.root(prefix_scope);
   sequence->arrival = arrival;
   sequence->token_ids.reserve(static_cast<size_t>(num_prompt_tokens + params.max_output_len));
   sequence->token_ids.assign(prompt.begin(), prompt.end());

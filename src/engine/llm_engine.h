@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "engine/engine_stats.h"
@@ -50,10 +51,12 @@ class LlmEngine {
   /// Errors: kInvalidArgument when the prompt is empty, has ids outside the vocabulary, or does not
   /// fit max_seq_len or the cache together with max_output_len.
   void check_request(std::span<const int32_t> prompt, const SamplingParams& params) const;
-  /// Checks and queues; returns the sequence's id: 0, 1, 2, ...
+  /// Checks and queues; returns the sequence's id: 0, 1, 2, ... Prefixes are shared with requests
+  /// of the same scope alone.
   int64_t add_request(std::span<const int32_t> prompt, const SamplingParams& params,
                       int32_t priority = 0,
-                      Sequence::Clock::time_point arrival = Sequence::Clock::now());
+                      Sequence::Clock::time_point arrival = Sequence::Clock::now(),
+                      std::string_view prefix_scope = {});
   /// Takes a sequence out: its blocks are free for the next step, also when one with it is still in
   /// flight, because a device runs steps in order. Null when it ended already. Not from OnToken.
   std::unique_ptr<Sequence> cancel(int64_t id);

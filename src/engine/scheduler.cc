@@ -33,7 +33,7 @@ void Scheduler::check_fits(int64_t max_num_tokens) const {
 void Scheduler::add(std::unique_ptr<Sequence> sequence) {
   check_fits(sequence->max_num_tokens());
   Sequence* s = sequence.get();
-  s->order = num_steps_ + kStepsPerPriority * s->priority;
+  s->order = num_steps_ + kStepsPerPriority * std::clamp(s->priority, -kMaxPriority, kMaxPriority);
   const bool is_new = sequences_.emplace(s->id, std::move(sequence)).second;
   CARAVAN_CHECK_CODE(is_new, kInternal, "two sequences with the id {}", s->id);
   waiting_.insert(s);
@@ -249,7 +249,7 @@ const BlockHash& Scheduler::block_hash(Sequence& sequence, int64_t index) {
   std::vector<BlockHash>& hashes = sequence.block_hashes;
   while (static_cast<int64_t>(hashes.size()) <= index) {
     const std::span<const int32_t> tokens(sequence.token_ids);
-    hashes.push_back(blocks_.hash(hashes.empty() ? BlockHash{} : hashes.back(),
+    hashes.push_back(blocks_.hash(hashes.empty() ? sequence.root : hashes.back(),
                                   tokens.subspan(hashes.size() * block_size, block_size)));
   }
   return hashes[static_cast<size_t>(index)];
@@ -261,7 +261,7 @@ void Scheduler::find_prefix(Sequence& sequence, Prefix& prefix) {
   if (!limits_.enable_prefix_caching || sequence.wants_prompt_scores()) return;
   // At least one token is computed, for its logits.
   const int64_t limit = (sequence.num_tokens() - 1) / limits_.block_size;
-  BlockHash parent;
+  BlockHash parent = sequence.root;
   for (int64_t i = 0; i < limit; ++i) {
     const BlockHash hash = block_hash(sequence, i);
     const std::optional<int32_t> block =
@@ -284,7 +284,7 @@ void Scheduler::remember_blocks(Sequence& sequence) {
        ++sequence.num_remembered) {
     const int64_t i = sequence.num_remembered;
     const BlockHash hash = block_hash(sequence, i);
-    const BlockHash parent = i == 0 ? BlockHash{} : block_hash(sequence, i - 1);
+    const BlockHash parent = i == 0 ? sequence.root : block_hash(sequence, i - 1);
     blocks_.remember(sequence.block_table[static_cast<size_t>(i)], hash, parent,
                      std::span(sequence.token_ids)
                          .subspan(static_cast<size_t>(i * limits_.block_size),
@@ -296,7 +296,7 @@ void Scheduler::remember_blocks(Sequence& sequence) {
 /// bad.
 void Scheduler::forget_blocks(Sequence& sequence) {
   const auto block_size = static_cast<size_t>(limits_.block_size);
-  BlockHash parent;
+  BlockHash parent = sequence.root;
   for (size_t i = 0; i < sequence.block_hashes.size(); ++i) {
     const BlockHash& hash = sequence.block_hashes[i];
     const std::optional<int32_t> block = blocks_.find(

@@ -42,8 +42,8 @@ struct SchedulerCounters {
 /// of the token budget with prefill chunks.
 ///
 /// Order: a sequence's is the step it arrived in + kStepsPerPriority x its priority; the least goes
-/// first, then the least id. So a priority is a head start of that many steps and nobody waits for
-/// ever. Nobody is admitted past one that waits before it.
+/// first, then the least id. So a priority is a head start of that many steps, of kMaxPriority
+/// levels at most, and nobody waits for ever. Nobody is admitted past one that waits before it.
 ///
 /// Blocks: admission takes those of the tokens that there are, of which full ones with the same
 /// beginning are shared with other sequences; decoding takes one at a time. When none is left the
@@ -56,6 +56,7 @@ struct SchedulerCounters {
 class Scheduler {
  public:
   static constexpr int64_t kStepsPerPriority = 256;
+  static constexpr int32_t kMaxPriority = 10;  // either way; what is beyond counts as this
   static constexpr int64_t kMaxPreemptions = 4;
   /// Nobody is admitted beside so many prompts that do not come to their end in the step.
   static constexpr int kMaxCutPrompts = 3;
@@ -64,6 +65,8 @@ class Scheduler {
 
   /// Errors: kInvalidArgument when the sequence could never fit the cache.
   void add(std::unique_ptr<Sequence> sequence);
+  /// The root of the chains of a scope.
+  BlockHash root(std::string_view scope) const { return blocks_.root(scope); }
   /// Errors: kInvalidArgument when the cache has no room for a sequence of so many tokens.
   void check_fits(int64_t max_num_tokens) const;
 

@@ -17,6 +17,7 @@ struct Sequence {
   int64_t id = 0;
   SamplingParams params;
   int32_t priority = 0;            // lower goes first
+  BlockHash root;                  // of its chain of blocks, see BlockManager::root()
   bool needs_host = false;         // StepRunner::needs_host(params)
   std::vector<int32_t> token_ids;  // prompt, then output; negative while on its way (Batch)
   int64_t num_prompt_tokens = 0;

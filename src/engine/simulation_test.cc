@@ -88,6 +88,7 @@ TEST(SimulationTest, ABlockReusedTooEarlyIsNoticed) {
 TEST(SimulationTest, AWrongPrefixIsNoticed) {
   EXPECT_GE(num_noticed(Planted::kWrongPrefix, 20), 5);
 }
+TEST(SimulationTest, AWrongScopeIsNoticed) { EXPECT_GE(num_noticed(Planted::kWrongScope, 20), 5); }
 TEST(SimulationTest, AnAlteredPromptIsNoticed) {
   EXPECT_GE(num_noticed(Planted::kAlteredPrompt, 20), 10);
 }

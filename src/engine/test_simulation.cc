@@ -128,6 +128,8 @@ void Simulation::add_requests() {
   }
   const int32_t priority = chance(3) ? static_cast<int32_t>(draw(-2, 2)) : 0;
   const int64_t num_copies = chance(6) ? draw(2, 4) : 1;
+  const char* scopes[] = {"", "", "salt", "other salt"};
+  const std::string scope = scopes[draw(0, 3)];
   for (int64_t copy = 0; copy < num_copies; ++copy) {
     ++result_.num_requests;
     if (engine_->stats().num_waiting >= max_waiting_) {
@@ -140,15 +142,36 @@ void Simulation::add_requests() {
                     .num_prompt_tokens = static_cast<int64_t>(prompt.size()),
                     .params = p,
                     .banned = {},
-                    .scored = {}};
+                    .scored = {},
+                    .scope = scope};
     if (p.min_output_len > 0) {
       request.banned = p.stop_token_ids;
       if (!p.ignore_eos) request.banned.push_back(kFakeEos);
     }
-    const int64_t id = engine_->add_request(prompt, p, priority);
+    const std::string& told = planted_ == Planted::kWrongScope && chance(4) ? scopes[0] : scope;
+    const int64_t id = engine_->add_request(prompt, p, priority, Sequence::Clock::now(), told);
     note(static_cast<uint64_t>(id));
+    for (size_t length = 1; length <= prompt.size(); ++length) know_prefix(id, request, length);
     requests_.emplace(id, std::move(request));
   }
+}
+
+void Simulation::know_prefix(int64_t id, const Request& request, size_t num_tokens) {
+  if (num_tokens % static_cast<size_t>(device_.block_size) != 0) return;
+  const uint64_t hash = hash_of(std::span(request.history).first(num_tokens));
+  std::vector<int64_t>& ids = prefixes_[{request.scope, hash}];
+  if (ids.size() < 2 && (ids.empty() || ids[0] != id)) ids.push_back(id);
+}
+
+/// What the prefix cache spared was computed for another request of the same scope.
+void Simulation::check_prefix(const Sequence& sequence, const Request& request) {
+  const auto num_cached = static_cast<size_t>(sequence.num_cached_tokens);
+  if (num_cached == 0) return;
+  const uint64_t hash = hash_of(std::span(request.history).first(num_cached));
+  const auto it = prefixes_.find({request.scope, hash});
+  const bool is_known =
+      it != prefixes_.end() && (it->second.size() > 1 || it->second[0] != sequence.id);
+  require(is_known, "a prefix of another scope was found");
 }
 
 void Simulation::cancel_some() {
@@ -180,6 +203,7 @@ bool Simulation::take_token(const Sequence& sequence, int32_t token) {
                      wanted.token_id));
   }
   request.history.push_back(token);
+  know_prefix(sequence.id, request, request.history.size());
   if (request.params.num_logprobs >= 0) request.scored.push_back(wanted);
   ++result_.num_tokens;
   note(static_cast<uint64_t>(token) << 32 | static_cast<uint64_t>(sequence.id));
@@ -193,6 +217,7 @@ void Simulation::check_end(const Sequence& sequence) {
   const SamplingParams& p = request.params;
   require(sequence.token_ids == request.history, "the tokens are not those that were told");
   require(equal(sequence.scored, request.scored), "the log probabilities are not those alone");
+  check_prefix(sequence, request);
   require(sequence.block_table.empty() && sequence.slot == -1, "it left and kept something");
   require(sequence.num_preemptions <= Scheduler::kMaxPreemptions, "preempted too often");
   result_.max_preemptions = std::max(result_.max_preemptions, sequence.num_preemptions);
@@ -241,16 +266,21 @@ void Simulation::check_books() {
   const BlockManager& blocks = scheduler.blocks();
   std::vector<int32_t> owners(static_cast<size_t>(device_.num_blocks), 0);
   std::set<int64_t> slots;
+  std::map<int32_t, const std::string*> scopes;
   for (const Sequence* s : scheduler.running()) {
     require(slots.insert(s->slot).second, "two sequences in one slot");
     require(s->slot >= 0 && s->slot < device_.max_batch_size, "a slot outside the batch");
     const auto num_blocks = static_cast<int64_t>(s->block_table.size());
     require(num_blocks * device_.block_size >= s->num_computed, "tokens without a block");
     require(num_blocks <= ceil_div(s->max_num_tokens(), device_.block_size), "blocks too many");
+    const auto request = requests_.find(s->id);
     std::set<int32_t> own;
     for (const int32_t block : s->block_table) {
       require(own.insert(block).second, "a block twice in a table");
       ++owners[static_cast<size_t>(block)];
+      if (request == requests_.end()) continue;
+      const auto scope = scopes.emplace(block, &request->second.scope).first;
+      require(*scope->second == request->second.scope, "two scopes share a block");
     }
   }
   require(
@@ -315,10 +345,10 @@ void Simulation::plant() {
         continue;
       }
       const auto tokens = std::span<const int32_t>(family).first(size);
-      const BlockHash hash = blocks.hash({}, tokens);
-      if (blocks.find(hash, {}, tokens)) continue;
+      const BlockHash hash = blocks.hash(s->root, tokens);
+      if (blocks.find(hash, s->root, tokens)) continue;
       blocks.forget(s->block_table[0]);
-      blocks.remember(s->block_table[0], hash, {}, tokens);
+      blocks.remember(s->block_table[0], hash, s->root, tokens);
     }
   }
   if (planted_ == Planted::kAlteredPrompt && result_.num_steps % 10 == 5) {

@@ -7,6 +7,7 @@
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/llm_engine.h"
@@ -15,7 +16,7 @@
 namespace caravan::testing {
 
 /// Faults that a simulation must notice.
-enum class Planted { kNothing, kLeak, kEarlyReuse, kWrongPrefix, kAlteredPrompt };
+enum class Planted { kNothing, kLeak, kEarlyReuse, kWrongPrefix, kAlteredPrompt, kWrongScope };
 
 struct SimulationResult {
   std::string failure;  // empty: every invariant held; else the first that did not
@@ -48,6 +49,7 @@ class Simulation {
     SamplingParams params;
     std::vector<int32_t> banned;
     std::vector<ScoredToken> scored;
+    std::string scope;
     bool is_cancelled = false;
   };
 
@@ -68,6 +70,8 @@ class Simulation {
   void plant();
   void end_after_failure();
   ScoredToken wanted_token(const Request& request) const;
+  void know_prefix(int64_t id, const Request& request, size_t num_tokens);
+  void check_prefix(const Sequence& sequence, const Request& request);
 
   uint64_t seed_;
   Planted planted_;
@@ -80,6 +84,8 @@ class Simulation {
   std::vector<std::vector<int32_t>> families_;  // beginnings that prompts share
   std::unique_ptr<LlmEngine> engine_;
   std::map<int64_t, Request> requests_;
+  /// The first two requests of a scope that began with these tokens.
+  std::map<std::pair<std::string, uint64_t>, std::vector<int64_t>> prefixes_;
   std::map<int64_t, int64_t> seen_running_;  // id -> preemptions, at the last check
   std::vector<int32_t> stolen_;
   SimulationResult result_;

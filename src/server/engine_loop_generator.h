@@ -14,6 +14,9 @@ class EngineLoopGenerator final : public Generator {
                                 EngineLoop::OnOutput on_output) override {
     return loop_->submit(std::move(request), std::move(on_output));
   }
+  void check_queue(int64_t num_requests, int64_t num_prompt_tokens) const override {
+    loop_->check_queue(num_requests, num_prompt_tokens);
+  }
   void cancel(int64_t id) override { loop_->cancel(id); }
   EngineStats stats() const override { return loop_->stats(); }
   double stalled_ms() const override { return loop_->stalled_ms(); }

@@ -15,6 +15,7 @@ class Generator {
   virtual ~Generator() = default;
   virtual std::optional<int64_t> submit(GenerationRequest request,
                                         EngineLoop::OnOutput on_output) = 0;
+  virtual void check_queue(int64_t num_requests, int64_t num_prompt_tokens) const = 0;
   virtual void cancel(int64_t id) = 0;
   virtual EngineStats stats() const = 0;
   virtual double stalled_ms() const = 0;

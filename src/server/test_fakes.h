@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/error.h"
 #include "core/json.h"
 #include "server/generator.h"
 #include "server/http.h"
@@ -26,7 +27,8 @@ struct FakeReply {
   bool has_response = false;
   bool is_stream = false;
   bool is_finished = false;
-  int num_writes_left = -1;  // then the client is gone; -1: it stays
+  std::function<void()> on_respond;  // before it is taken; set before the call
+  int num_writes_left = -1;          // then the client is gone; -1: it stays
   std::function<void()> on_disconnect;
 
   void wait() {
@@ -67,6 +69,7 @@ class FakeExchange : public HttpExchange {
     request_ = std::move(request);
   }
   void respond(HttpResponse response) override {
+    if (reply_->on_respond) reply_->on_respond();
     const std::lock_guard lock(reply_->mutex);
     EXPECT_FALSE(reply_->has_response) << "two replies: " << response.body;
     reply_->response = std::move(response);
@@ -97,6 +100,15 @@ class FakeExchange : public HttpExchange {
     const std::lock_guard lock(reply_->mutex);
     reply_->on_disconnect = std::move(callback);
   }
+  bool is_gone() const override { return is_gone_now; }
+  bool reserve(int64_t num_bytes) override {
+    num_reserved += num_bytes;
+    return num_reserved <= max_reserved;
+  }
+
+  bool is_gone_now = false;
+  int64_t num_reserved = 0;
+  int64_t max_reserved = INT64_MAX;
 
  private:
   std::shared_ptr<FakeReply> reply_;
@@ -115,6 +127,10 @@ class FakeGenerator : public Generator {
     if (static_cast<int64_t>(requests.size()) >= max_waiting) return std::nullopt;
     requests.emplace(next_id, Pending{std::move(request), std::move(on_output)});
     return next_id++;
+  }
+  void check_queue(int64_t num_requests, int64_t) const override {
+    CARAVAN_CHECK(num_requests <= max_queue, "{} outputs at once, at most {}", num_requests,
+                  max_queue);
   }
   void cancel(int64_t id) override {
     const std::lock_guard lock(mutex);
@@ -140,6 +156,7 @@ class FakeGenerator : public Generator {
   std::vector<int64_t> cancelled;
   int64_t next_id = 0;
   int64_t max_waiting = 1000;
+  int64_t max_queue = 1000;
   EngineStats figures;
   double stalled = 0;
   std::string failure_text;
