@@ -1,5 +1,3 @@
-#include <unistd.h>
-
 #include <algorithm>
 #include <csignal>
 #include <cstdio>
@@ -10,7 +8,9 @@
 #include <system_error>
 #include <vector>
 
+#include "apps/command_line.h"
 #include "apps/commands.h"
+#include "apps/openmp_start.h"
 #include "core/error.h"
 #include "core/log.h"
 #include "core/mapped_file.h"
@@ -43,33 +43,9 @@ int exit_status(ErrorCode code) {
   return 70;
 }
 
-// libgomp's threads spin for milliseconds at every barrier unless told otherwise. On a machine that
-// others use too, that costs most of the speed (docs/benchmarks.md, "Waiting threads"). libgomp
-// reads its settings before main(), so the program starts itself once more with a spin of about 50
-// us; starting again takes 2 ms.
-void restart_with_short_spin(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
-  ::setenv("GOMP_SPINCOUNT", "1000", 1);
-  ::execv("/proc/self/exe", argv);  // returns only when it cannot; then libgomp's own setting stays
-}
-
-void set_environment_names(CLI::App& app) {
-  for (CLI::Option* option : app.get_options()) {
-    const auto& names = option->get_lnames();
-    if (names.empty() || names.front() == "help" || names.front() == "version") continue;
-    std::string variable = "CARAVAN_";
-    for (const char c : names.front()) {
-      variable.push_back(c == '-' ? '_' : static_cast<char>(std::toupper(c)));
-    }
-    option->envname(variable);
-  }
-  for (CLI::App* command : app.get_subcommands({})) set_environment_names(*command);
-}
-
-// The arguments, last first as CLI11 takes them, with llama.cpp's short names of serve's flags
-// spelled out: CLI11 knows short names of one letter only. "--flag=" with nothing behind it, as an
-// unset variable leaves it, becomes the flag and an empty value: CLI11 would take the next
-// argument.
+// The arguments with llama.cpp's short names of serve's flags spelled out: CLI11 knows short names
+// of one letter only. "--flag=" with nothing behind it, as an unset variable leaves it, becomes the
+// flag and an empty value: CLI11 would take the next argument.
 std::vector<std::string> arguments(int argc, char** argv) {
   std::vector<std::string> args;
   bool has_flags = true;
@@ -87,7 +63,6 @@ std::vector<std::string> arguments(int argc, char** argv) {
     if (*arg == "-np") *arg = "--parallel";
     if (*arg == "-ctk") *arg = "--kv-cache-dtype";
   }
-  std::reverse(args.begin(), args.end());
   return args;
 }
 
@@ -147,12 +122,19 @@ int run(int argc, char** argv) {
   add_synth_command(app);
   add_bench_command(app);
   set_environment_names(app);
+  std::vector<std::string> args = arguments(argc, argv);
+  check_command(app, args);
+  args = with_environment(app, std::move(args));
   try {
-    app.parse(arguments(argc, argv));
+    app.parse(std::vector<std::string>(args.rbegin(), args.rend()));  // CLI11 takes the last first
   } catch (const CLI::RuntimeError& e) {
     return e.get_exit_code();  // 1: a command did its work and what it checks did not pass
+  } catch (const CLI::Success& e) {
+    return app.exit(e);  // prints a help text or the version
   } catch (const CLI::ParseError& e) {
-    return app.exit(e) == 0 ? 0 : 64;
+    throw_parse_error(app, args, e);
+  } catch (const Error& e) {
+    throw Error(e.code(), with_flag_remarks(app, args, e.what()));
   }
   return 0;
 }
@@ -162,7 +144,7 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   caravan::reserve_standard_descriptors();
-  caravan::restart_with_short_spin(argv);
+  caravan::restart_with_openmp_settings(argv);
   std::signal(SIGXFSZ, SIG_IGN);  // a file size limit is a write error like any other
   caravan::tidy_on_termination();
   caravan::end_on_mapping_fault(caravan::exit_status(caravan::ErrorCode::kIo));

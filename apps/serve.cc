@@ -374,7 +374,8 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--served-model-name,--alias,-a", flags.api.served_names,
                   "Name of the model, several if given more than once; default: the directory's")
-      ->allow_extra_args(false);
+      ->allow_extra_args(false)
+      ->delimiter(',');
   command
       .add_option("--max-model-len,--ctx-size,-c", flags.max_model_len,
                   "Most tokens of a prompt and its output; 0: the model's or engine's limit")
@@ -483,18 +484,21 @@ void add_http_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--api-key", http.api_keys,
                   "Key that requests must bring (Authorization: Bearer KEY); may be repeated")
-      ->allow_extra_args(false);
+      ->allow_extra_args(false)
+      ->delimiter(',');
   command.add_option("--api-key-file", flags.api_key_file, "File of such keys, one a line");
   command.add_flag("--insecure-no-auth", flags.allows_no_auth,
                    "Listen at an address that others reach without asking for a key");
   command
       .add_option("--allowed-host", http.allowed_hosts,
                   "Name under which the server may be addressed, beside its own; *: any")
-      ->allow_extra_args(false);
+      ->allow_extra_args(false)
+      ->delimiter(',');
   command
       .add_option("--cors-origin", http.cors_origins,
                   "Origin whose web pages may use the server, such as https://a.example; *: any")
-      ->allow_extra_args(false);
+      ->allow_extra_args(false)
+      ->delimiter(',');
   command
       .add_option("--max-connections", http.max_connections,
                   "Connections at once; then the idlest is closed for a new one, and when all are "

@@ -12,6 +12,19 @@ add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>
 set(CMAKE_BUILD_RPATH "${CMAKE_BINARY_DIR};$ORIGIN")
 set(CMAKE_INSTALL_RPATH "$ORIGIN;$ORIGIN/../lib/caravan")
 
+# What a distribution builds its packages with (dpkg-buildflags hardening=+all): canaries, checked
+# string functions, guard pages, landing pads for indirect jumps, no writable relocations. Read back
+# from the files by tests/cli/hardening_test.py.
+if(NOT CARAVAN_SANITIZE AND NOT CARAVAN_FUZZ)
+  set(hardening -fstack-protector-strong -fstack-clash-protection -fcf-protection=full)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:${hardening}>"
+    "$<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CONFIG:Release>>:-U_FORTIFY_SOURCE;-D_FORTIFY_SOURCE=3>")
+  foreach(flag IN LISTS hardening)
+    add_compile_options("$<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=${flag}>")
+  endforeach()
+endif()
+add_link_options(-Wl,-z,relro,-z,now,-z,noexecstack)
+
 if(CARAVAN_SANITIZE)
   add_compile_options(-fsanitize=${CARAVAN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=${CARAVAN_SANITIZE})

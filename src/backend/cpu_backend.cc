@@ -1,10 +1,9 @@
 #include "backend/cpu_backend.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <cstring>
 
+#include "core/cpu_count.h"
 #include "core/error.h"
 #include "core/split_mix.h"
 #include "kernels/cpu/ceilings.h"
@@ -224,19 +223,18 @@ class CpuBackend : public Backend {
 
 }  // namespace
 
-int num_available_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
-}
-
 std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options) {
   const CpuIsa isa = options.isa.value_or(best_cpu_isa());
   CARAVAN_CHECK_CODE(cpu_isa_available(isa), kUnsupported,
                      "this processor does not have {} (it has {})", cpu_isa_name(isa),
                      cpu_isa_name(best_cpu_isa()));
-  const int num_threads = options.num_threads > 0 ? options.num_threads : num_available_cores();
+  const int num_threads = options.num_threads > 0 ? options.num_threads : num_usable_cpus();
+  // OpenMP ends the program, in its own words and at the first request, when it cannot make them.
+  const int num_started = 1 + num_startable_threads(num_threads - 1);
+  CARAVAN_CHECK_CODE(num_started == num_threads, kOutOfMemory,
+                     "{} threads wanted, {} can be made: raise the limit of processes (ulimit -u, "
+                     "a container's pids limit), or ask for fewer threads",
+                     num_threads, num_started);
   return std::make_unique<CpuBackend>(isa, num_threads);
 }
 

@@ -9,14 +9,12 @@
 namespace caravan {
 
 struct CpuBackendOptions {
-  int num_threads = 0;        // 0: one for each core this process may run on
+  int num_threads = 0;        // 0: num_usable_cpus()
   std::optional<CpuIsa> isa;  // unset: best_cpu_isa()
 };
 
-/// Errors: kUnsupported when this processor lacks options.isa.
+/// Errors: kUnsupported when this processor lacks options.isa; kOutOfMemory when the threads cannot
+/// be made.
 std::unique_ptr<Backend> make_cpu_backend(const CpuBackendOptions& options);
-
-/// Cores this process may run on (its affinity mask).
-int num_available_cores();
 
 }  // namespace caravan

@@ -6,9 +6,16 @@
 
 namespace caravan {
 
+/// "7 s", "3 min 20 s", "2 h 05 min".
+std::string format_duration(double seconds);
+
+/// A number of things, or a rate of them, with three digits where it is small: "0.12", "1.5",
+/// "340".
+std::string format_amount(double value);
+
 /// Progress of one long job on stderr: a bar with rate and time left on a terminal (redrawn at most
-/// ten times a second), one line for each tenth elsewhere. Silent in the first second and when
-/// log_level() > kInfo.
+/// ten times a second, never wider than the terminal), one line for each tenth elsewhere. Silent in
+/// the first second and when log_level() > kInfo.
 class Progress {
  public:
   /// total: units of work, e.g. bytes or tensors; 0 when nobody knows, which shows no share and a
