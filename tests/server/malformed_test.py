@@ -139,9 +139,9 @@ def json_cases():
         yield f"objects {depth}", post(b'{"a":' * min(depth, 500_000))
     for text in ("", " ", "null", "1", '"x"', "[]", "{}", "{,}", '{"prompt"}', '{"prompt":}', "{'prompt': 1}",
                  '{"prompt": "a", "prompt": "b"}', '{"prompt": "a",}', '{"prompt": "a"} x',
-                 '{"prompt": "a"}{"prompt": "a"}', '{"prompt": "\\ud800"}', '{"prompt": "\\udc00\\ud800"}',
+                 '{"prompt": "a"}{"prompt": "a"}',
                  '{"prompt": "\\u12"}', '{"prompt": "\\x41"}', '{"prompt": "a\nb"}', '// c\n{"prompt": "a"}',
-                 '\ufeff{"prompt": "a"}', '{"prompt": "a", "unknown_field": 1}', '{"prompt": 1.5}',
+                 '{"prompt": "a", "unknown_field": 1}', '{"prompt": 1.5}',
                  '{"prompt": [1, "a"]}', '{"prompt": [-1]}', '{"prompt": [999999999]}', '{"prompt": [[]]}',
                  '{"prompt": {"a": 1}}', '{"prompt": "a", "stop": [""]}', '{"prompt": "a", "model": "none"}'):
         yield f"body {text[:40]!r}", post(text.encode())
@@ -155,7 +155,7 @@ def json_cases():
         for value in ("1.5", "-2147483649", "99999999999999999999999999"):
             yield f"{field}: {value}", post(f'{{"prompt": "a", "{field}": {value}}}'.encode())
     for field in ("stream", "echo", "ignore_eos", "logit_bias", "stop", "stop_token_ids", "overflow"):
-        for value in ("1.5", "-1", '"\\ud800"', "[[1]]", "[{}]", '{"a": []}'):
+        for value in ("1.5", "-1", "[[1]]", "[{}]", '{"a": []}'):
             yield f"{field}: {value}", post(f'{{"prompt": "a", "{field}": {value}}}'.encode())
 
 
