@@ -317,8 +317,11 @@ void add_run_command(CLI::App& app) {
   command
       ->add_option("--seed", flags->sampling.seed,
                    "Same seed and settings: same text; -1: a random one, which the log tells")
-      ->transform(
-          [](const std::string& text) { return text == "-1" ? std::to_string(kRandomSeed) : text; })
+      ->transform([](const std::string& text) {
+        CARAVAN_CHECK(text == "-1" || !text.starts_with('-'),
+                      "--seed {}: expected -1 (random), 0 or more", printable(text));
+        return text == "-1" ? std::to_string(kRandomSeed) : text;
+      })
       ->capture_default_str();
   command->add_option("--stop", flags->sampling.stop, "Text that ends the output; may be repeated")
       ->allow_extra_args(false);
