@@ -30,6 +30,10 @@ void AddedTokenSet::add(AddedToken token, int64_t id, const std::string& where, 
   if (token.content.empty()) return;  // `tokenizers` leaves it out too
   const auto [it, is_new] = index_.try_emplace(token.content, entries_.size());
   if (is_new) {
+    const auto [owner, is_free] = ids_.try_emplace(id, entries_.size());
+    CARAVAN_CHECK_CODE(is_free, kCorrupt, "{}: id {} belongs to the token \"{}\" already, in {}",
+                       where, id, printable(entries_[owner->second].token.content),
+                       entries_[owner->second].where);
     entries_.push_back({std::move(token), id, where});
     return;
   }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
@@ -24,7 +25,8 @@ class AddedTokenSet {
   explicit AddedTokenSet(VocabularyBuilder& builder) : builder_(builder) {}
 
   enum class IfKnown { kKeep, kReplace };  // the flags that a token already has
-  /// Errors: kCorrupt, naming both places, when a known token has another id.
+  /// Errors: kCorrupt, naming both places, when a known token has another id, or the id another
+  /// token.
   void add(AddedToken token, int64_t id, const std::string& where, IfKnown if_known);
 
   /// Names a token as special, for a role such as "bos_token": a token that is known, else one of
@@ -53,6 +55,7 @@ class AddedTokenSet {
   VocabularyBuilder& builder_;
   std::vector<Entry> entries_;
   std::map<std::string, size_t, std::less<>> index_;  // content to entry
+  std::map<int64_t, size_t> ids_;                     // to entry
   std::map<std::string, std::string> roles_;          // to content
 };
 

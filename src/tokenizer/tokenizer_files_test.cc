@@ -174,7 +174,9 @@ TEST(BadTokenizerFiles, TokenizerJson) {
            "/m/tokenizer.json: added_tokens[1]: the added token has 1025 bytes, at most 1024 are "
            "supported"},
           {"\"id\": 260", "\"id\": 259", kCorrupt,
-           "/m/tokenizer.json: added_tokens[1]: id 259 belongs to the token \"<|end|>\" already"},
+           "/m/tokenizer.json: added_tokens[1]: id 259 belongs to the token \"<|end|>\" already, "
+           "in "
+           "/m/tokenizer.json: added_tokens[0]"},
           {"\"id\": 260", "\"id\": 3", kCorrupt,
            "/m/tokenizer.json: added_tokens[1]: id 3 belongs to the token \"\\x03\" already"},
           {"\"id\": 260", "\"id\": null", kCorrupt,

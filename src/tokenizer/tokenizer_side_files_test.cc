@@ -89,7 +89,8 @@ TEST(TokenizerSideFiles, ContradictoryIdsNameBothFiles) {
             "/m/added_tokens.json[\"[PAD]\"]: \"[PAD]\" has the id 261, but the id 260 in "
             "/m/tokenizer.json: added_tokens[1]: make them equal");
   EXPECT_EQ(message_of([](TokenizerFiles& f) { f.added_tokens_json = R"({"<new>": 260})"; }),
-            "/m/added_tokens.json[\"<new>\"]: id 260 belongs to the token \"[PAD]\" already");
+            "/m/added_tokens.json[\"<new>\"]: id 260 belongs to the token \"[PAD]\" already, in "
+            "/m/tokenizer.json: added_tokens[1]");
   EXPECT_EQ(message_of([](TokenizerFiles& f) {
               f.tokenizer_config_json =
                   R"({"added_tokens_decoder": {"261": {"content": "<|end|>"}}})";
