@@ -1,6 +1,5 @@
 #include "tokenizer/tokenizer.h"
 
-
 #include "core/error.h"
 #include "core/mapped_file.h"
 #include "tokenizer/pre_tokenizer.h"
