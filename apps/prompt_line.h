@@ -16,7 +16,7 @@ struct PromptDefaults {
   bool parse_special = false;
   std::string truncate = "none";
   int64_t num_return = 1;
-  SamplingParams sampling;
+  SamplingParams sampling = {};
 };
 
 /// One prompt of `run --input`.
