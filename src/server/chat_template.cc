@@ -218,7 +218,8 @@ ChatEncoder::ChatEncoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {
 
 std::vector<int32_t> ChatEncoder::encode(const ChatPrompt& prompt, WorkBudget& budget) const {
   Tokenizer::EncodeOptions options;
-  options.on_progress = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  const std::function<void(size_t)> spend = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  options.on_progress = &spend;
   std::vector<int32_t> ids;
   std::string ordinary;  // since the last special token
   const auto flush = [&] {

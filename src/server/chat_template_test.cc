@@ -279,7 +279,8 @@ TEST(WorkBudgetTest, EndsWorkThatIsTooMuchTooLateOrForNobody) {
   int num_asked = 0;
   WorkBudget budget(SIZE_MAX, later, [&] { return ++num_asked == 3; });
   Tokenizer::EncodeOptions options;
-  options.on_progress = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  const std::function<void(size_t)> spend = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  options.on_progress = &spend;
   std::string text;
   for (int i = 0; i < 100'000; ++i) text += "x !";
   EXPECT_THROW(tokenizer.encode(text, options), ApiError);

@@ -39,7 +39,8 @@ std::vector<int32_t> PromptPreparation::encode_text(std::string_view text,
   Tokenizer::EncodeOptions options;
   options.parse_special = encoding.parses_special;
   options.add_special = encoding.adds_special;
-  options.on_progress = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  const std::function<void(size_t)> spend = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  options.on_progress = &spend;
   return tokenizer_->encode(text, options);
 }
 
