@@ -1,6 +1,8 @@
 #include "tokenizer/tokenizer.h"
 
+#include <array>
 #include <filesystem>
+#include <utility>
 
 #include "core/error.h"
 #include "core/mapped_file.h"
@@ -36,7 +38,9 @@ struct Tokenizer::Impl {
                   loaded.bpe.tokens().size() - 1);
   }
 
-  void encode_text(std::string_view text, Bpe::Scratch& scratch, std::vector<int32_t>& ids) const {
+  void encode_text(std::string_view text, const EncodeOptions& options, Bpe::Scratch& scratch,
+                   std::vector<int32_t>& ids) const {
+    constexpr size_t kProgressBytes = size_t{16} << 10;
     std::string prefixed;
     if (loaded.has_prefix_space && !text.empty() && text[0] != ' ') {
       prefixed.reserve(text.size() + 1);
@@ -45,12 +49,20 @@ struct Tokenizer::Impl {
     }
     if (!loaded.uses_split_pattern) {
       if (!text.empty()) loaded.bpe.encode(text, scratch, ids);
+      if (options.on_progress != nullptr) (*options.on_progress)(text.size());
       return;
     }
+    size_t told = 0;
     for (size_t begin = 0; begin < text.size();) {
       const size_t end = gpt2_piece_end(text, begin);
       loaded.bpe.encode(text.substr(begin, end - begin), scratch, ids);
       begin = end;
+      if (begin - told >= kProgressBytes && options.on_progress != nullptr) {
+        (*options.on_progress)(begin - std::exchange(told, begin));
+      }
+    }
+    if (text.size() > told && options.on_progress != nullptr) {
+      (*options.on_progress)(text.size() - told);
     }
   }
 
@@ -81,16 +93,24 @@ Tokenizer Tokenizer::from_files(const TokenizerFiles& files) {
   return Tokenizer(std::make_unique<Impl>(load_tokenizer(files)));
 }
 
+Tokenizer Tokenizer::without_text() {
+  std::array<int32_t, 256> byte_ids;
+  byte_ids.fill(-1);
+  return Tokenizer(std::make_unique<Impl>(LoadedTokenizer{
+      .bpe = Bpe(TokenTable(0), MergeTable(0), byte_ids), .added_tokens = AddedTokens({})}));
+}
+
 std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
+  CARAVAN_CHECK_CODE(vocab_size() > 0, kInternal, "text was given to a tokenizer without tokens");
   std::vector<int32_t> ids;
   ids.reserve(text.size() / 4 + 8);  // English has about 4.4 bytes a token
   Bpe::Scratch scratch;
   if (!options.parse_special) {
-    impl_->encode_text(text, scratch, ids);
+    impl_->encode_text(text, options, scratch, ids);
     return ids;
   }
   impl_->loaded.added_tokens.split(
-      text, [&](std::string_view ordinary) { impl_->encode_text(ordinary, scratch, ids); },
+      text, [&](std::string_view ordinary) { impl_->encode_text(ordinary, options, scratch, ids); },
       [&](int32_t id) { ids.push_back(id); });
   return ids;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -32,6 +33,8 @@ class Tokenizer {
   static Tokenizer from_directory(const std::string& directory);
   /// The same from memory.
   static Tokenizer from_files(const TokenizerFiles& files);
+  /// One without a token: every id has no text. For models that run on ids; encode() is an error.
+  static Tokenizer without_text();
 
   Tokenizer(Tokenizer&&) noexcept;
   Tokenizer& operator=(Tokenizer&&) noexcept;
@@ -43,6 +46,9 @@ class Tokenizer {
     /// true: with the tokens that the tokenizer puts around a prompt (bos_token where the files ask
     /// for it), as transformers does unless add_special_tokens is false. Mostly there are none.
     bool add_special = false;
+    /// Called as the work goes on, with the bytes since its last call; may throw to end it. Null:
+    /// nobody asks.
+    const std::function<void(size_t num_bytes)>* on_progress = nullptr;
   };
   /// Any bytes; ill-formed UTF-8 is encoded byte by byte, so that decode(encode(t)) == t, unless
   /// the tokenizer adds a space before the text (add_prefix_space) or an added token takes the
