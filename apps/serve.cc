@@ -18,6 +18,7 @@
 #include "server/http_server.h"
 #include "server/process_signals.h"
 #include "server/watchdog.h"
+#include "tokenizer/model_chat_template.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -41,7 +42,10 @@ struct ServeFlags {
   int64_t max_waiting_tokens = 0;
   double watchdog_s = -1;
   double drain_timeout_s = 30;
-  std::string chat_template = "camel";
+  std::string chat_template = "auto";
+  std::string scheduling_policy = "fcfs";
+  std::string prefix_cache_scope = "key";
+  bool skips_tokenizer = false;
 
   bool is_gpu() const { return model.device.starts_with("cuda"); }
   /// When a step takes so long, the device hangs. A GPU's takes milliseconds; a large prompt's on
@@ -80,6 +84,42 @@ std::vector<std::string> read_api_keys(const ServeFlags& flags) {
 std::string name_of_directory(const std::string& model) {
   const std::filesystem::path path = std::filesystem::absolute(model).lexically_normal();
   return (path.filename().empty() ? path.parent_path().filename() : path.filename()).string();
+}
+
+/// The form of chats. A model with a template of its own is not answered with another form, unless
+/// somebody says so.
+ChatTemplate open_chat_template(const ServeFlags& flags, const std::string& no_text) {
+  if (!no_text.empty()) return ChatTemplate::absent("this server has no tokenizer: " + no_text);
+  if (flags.chat_template != "auto") return ChatTemplate::open(flags.chat_template);
+  const std::optional<std::string> own = model_chat_template(flags.model.model);
+  if (!own) {
+    log_info(
+        "the model has no chat template: chats are written in camel's form; --chat-template "
+        "none turns them off");
+    return ChatTemplate::open("camel");
+  }
+  log_warning(
+      "{}: the model's own chat template is not read: /v1/chat/completions answers 400 "
+      "until --chat-template names a form",
+      *own);
+  return ChatTemplate::absent(
+      fmt::format("the model has a chat template of its own ({}), which this server does not read: "
+                  "use /v1/completions, or start the server with --chat-template FILE",
+                  *own));
+}
+
+/// The model's tokenizer, or, with the reason in `no_text`, one without tokens.
+std::shared_ptr<const Tokenizer> open_tokenizer(const ServeFlags& flags, std::string& no_text) {
+  TokenizerOrReason loaded;
+  if (flags.skips_tokenizer) {
+    loaded.reason = "--skip-tokenizer-init";
+  } else {
+    loaded = try_load_tokenizer(flags.model.model);
+  }
+  if (loaded) return std::make_shared<const Tokenizer>(std::move(*loaded.tokenizer));
+  no_text = loaded.reason;
+  log_warning("no tokenizer: prompts and answers are token ids ({})", no_text);
+  return std::make_shared<const Tokenizer>(Tokenizer::without_text());
 }
 
 LlmEngineOptions engine_options(const ServeFlags& flags, const ModelDir& dir,
@@ -151,14 +191,17 @@ void run_serve(ServeFlags flags) {
   flags.http.api_keys = read_api_keys(flags);
   flags.api.version = CARAVAN_VERSION;
   flags.api.stall_limit_ms = flags.stall_s() * 1000 / 2;
+  flags.api.has_prefix_scope_of_key =
+      flags.prefix_cache_scope == "key" && !flags.http.api_keys.empty();
+  flags.limits.has_priorities = flags.scheduling_policy == "priority";
   if (flags.api.served_names.empty()) {
     flags.api.served_names = {name_of_directory(flags.model.model)};
   }
   // What is cheap to get wrong is found out before anybody connects.
-  const ChatTemplate chat_template = ChatTemplate::open(flags.chat_template);
   const ModelDir dir = open_model_dir(flags.model.model);
-  const auto tokenizer =
-      std::make_shared<const Tokenizer>(Tokenizer::from_directory(flags.model.model));
+  std::string no_text;
+  const std::shared_ptr<const Tokenizer> tokenizer = open_tokenizer(flags, no_text);
+  const ChatTemplate chat_template = open_chat_template(flags, no_text);
   const SamplingDefaults defaults = load_sampling_defaults(flags.model.model);
 
   const TerminationSignals signals;  // before the first thread
@@ -180,9 +223,10 @@ void run_serve(ServeFlags flags) {
   EngineLoopGenerator generator(*loop);
   const ModelRunner& runner = loop->engine().runner();
   flags.limits.max_model_len = runner.max_seq_len();
-  flags.limits.vocab_size =
-      static_cast<int32_t>(std::min<int64_t>(dir.config.vocab_size, tokenizer->vocab_size()));
+  const int64_t num_tokens = no_text.empty() ? tokenizer->vocab_size() : INT32_MAX;
+  flags.limits.vocab_size = static_cast<int32_t>(std::min(dir.config.vocab_size, num_tokens));
   api.set_model({.tokenizer = tokenizer,
+                 .no_text = no_text,
                  .generator = &generator,
                  .chat_template = chat_template,
                  .limits = flags.limits,
@@ -247,6 +291,18 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
       "--enable-prefix-caching,!--no-enable-prefix-caching", flags.has_prefix_caching,
       "Keep the cache of prompts for others that begin alike (on unless switched off)");
   command
+      .add_option("--prefix-cache-scope", flags.prefix_cache_scope,
+                  "Who shares the cache of prompts: the requests of one API key, or all. That a "
+                  "beginning is there can be seen in an answer's time")
+      ->check(CLI::IsMember({"key", "all"}))
+      ->capture_default_str();
+  command
+      .add_option("--scheduling-policy", flags.scheduling_policy,
+                  "fcfs: requests run in the order they come; priority: a request's `priority` "
+                  "counts, from -10, which is first, to 10")
+      ->check(CLI::IsMember({"fcfs", "priority"}))
+      ->capture_default_str();
+  command
       .add_option("--max-waiting", flags.max_waiting,
                   "Requests that may wait for a place; more get status 429")
       ->check(CLI::NonNegativeNumber)
@@ -267,9 +323,11 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
 
 void add_api_flags(CLI::App& command, ServeFlags& flags) {
   command
-      .add_option("--chat-template", flags.chat_template,
-                  "camel; plain: User: and Assistant: lines; none; or a file with {system}, "
-                  "{user} and {assistant}")
+      .add_option(
+          "--chat-template", flags.chat_template,
+          "camel; plain: User: and Assistant: lines; none; or a file with {system}, "
+          "{user} and {assistant}; auto: none for a model with a template of its own, which "
+          "is not read, else camel")
       ->capture_default_str();
   command
       .add_option("--overflow", flags.api.overflow,
@@ -291,6 +349,15 @@ void add_api_flags(CLI::App& command, ServeFlags& flags) {
       ->capture_default_str();
   command.add_flag("--public-metrics", flags.api.has_public_metrics,
                    "/metrics needs no API key, for collectors that have none");
+  command.add_flag("--skip-tokenizer-init", flags.skips_tokenizer,
+                   "Load no tokenizer: prompts and answers are token ids");
+  command
+      .add_option(
+          "--max-answer-bytes", flags.limits.max_answer_bytes,
+          "Largest answer, as estimated from prompts, choices, tokens and log probabilities "
+          "before anything runs")
+      ->check(CLI::Range(int64_t{65536}, int64_t{1} << 31))
+      ->capture_default_str();
   command
       .add_option("--max-logprobs", flags.limits.max_logprobs,
                   "Most log probabilities that a request may ask for at each token")

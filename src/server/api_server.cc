@@ -24,7 +24,8 @@ struct ApiServer::Loaded {
         context{.generator = model.generator,
                 .tokenizer = model.tokenizer.get(),
                 .metrics = &server_metrics,
-                .worker = &worker,
+                .threads = &threads,
+                .max_answer_bytes = model.limits.max_answer_bytes,
                 .model_name = options.served_names.front(),
                 .system_fingerprint = "caravan-" + options.version + "-" + model.fingerprint},
         openapi(json::serialize(openapi_document(model.limits, options.version))) {}
@@ -34,7 +35,7 @@ struct ApiServer::Loaded {
   const PromptPreparation preparation;
   const JobContext context;
   const std::string openapi;
-  WorkerThread worker;  // last: its tasks use the others
+  OutputThreads threads;  // last: their tasks use the others
 };
 
 namespace {
@@ -50,6 +51,39 @@ void respond_json(HttpExchange& exchange, const json::object& body) {
                     .content_type = "application/json",
                     .body = json::serialize(body),
                     .headers = {}});
+}
+
+/// For what may be large: within the budget.
+void respond_json(HttpExchange& exchange, std::string body, WorkBudget& budget) {
+  budget.spend(body.size());
+  exchange.respond(
+      {.status = 200, .content_type = "application/json", .body = std::move(body), .headers = {}});
+}
+
+void respond_json(HttpExchange& exchange, const json::object& body, WorkBudget& budget) {
+  respond_json(exchange, json::serialize(body), budget);
+}
+
+/// Errors: ApiError 400 for text where there is no tokenizer.
+void check_has_text(const ApiModel& model, const char* param) {
+  if (model.no_text.empty()) return;
+  throw_bad_request(param,
+                    fmt::format("{}: this server has no tokenizer, only token ids can be used "
+                                "({})",
+                                param, model.no_text),
+                    "no_tokenizer");
+}
+
+/// What needs the texts of tokens.
+void check_has_no_text(const ApiModel& model, const GenerateRequest& request) {
+  if (model.no_text.empty()) return;
+  for (const PromptInput& prompt : request.prompts) {
+    if (!prompt.is_ids) check_has_text(model, "prompt");
+  }
+  if (request.is_chat) check_has_text(model, "messages");
+  if (!request.stop.empty()) check_has_text(model, "stop");
+  if (request.num_logprobs >= 0) check_has_text(model, "logprobs");
+  if (request.echo) check_has_text(model, "echo");
 }
 
 void respond_error(HttpExchange& exchange, const ApiError& error) {
@@ -146,10 +180,31 @@ void ApiServer::kserve_ready(HttpExchange& exchange) const {
   exchange.respond(error_response(503, reason, "unavailable_error"));
 }
 
+WorkBudget ApiServer::budget_of(const HttpExchange& exchange) const {
+  using Clock = WorkBudget::Clock;
+  const std::chrono::duration<double> time(options_.work_timeout_s);
+  WorkBudget budget(options_.max_work_bytes,
+                    Clock::now() + std::chrono::duration_cast<Clock::duration>(time),
+                    [&exchange] { return exchange.is_gone(); });
+  budget.check();
+  return budget;
+}
+
+/// API key and salt; no header has a NUL.
+std::string ApiServer::prefix_scope(const HttpExchange& exchange, const std::string& salt) const {
+  std::string scope;
+  if (options_.has_prefix_scope_of_key) {
+    scope = exchange.request().header("authorization");
+    scope += '\0';
+  }
+  return scope += salt;
+}
+
 HttpRoute ApiServer::route(const char* method, const char* path, Handler handler) {
   return {.method = method, .path = path, .handler = [this, handler](const Exchange& exchange) {
             try {
-              (this->*handler)(loaded(), *exchange);
+              WorkBudget budget = budget_of(*exchange);
+              (this->*handler)(loaded(), *exchange, budget);
             } catch (const ApiError& error) {
               respond_error(*exchange, error);
             }
@@ -163,7 +218,8 @@ std::vector<HttpRoute> ApiServer::routes() {
                       .path = is_chat ? "/v1/chat/completions" : "/v1/completions",
                       .handler = [this, is_chat](const Exchange& exchange) {
                         try {
-                          generate(loaded(), exchange, is_chat);
+                          WorkBudget budget = budget_of(*exchange);
+                          generate(loaded(), exchange, is_chat, budget);
                         } catch (const ApiError& error) {
                           respond_error(*exchange, error);
                         }
@@ -212,18 +268,27 @@ std::vector<HttpRoute> ApiServer::routes() {
   return routes;
 }
 
-void ApiServer::generate(const Loaded& loaded, const Exchange& exchange, bool is_chat) {
+void ApiServer::generate(const Loaded& loaded, const Exchange& exchange, bool is_chat,
+                         WorkBudget& budget) {
   const CompletionJob::Clock::time_point arrival = CompletionJob::Clock::now();
   check_accepting();
-  const std::string& body = exchange->request().body;
-  GenerateRequest request = is_chat ? loaded.parser.chat(body) : loaded.parser.completion(body);
+  GenerateRequest request;
+  {
+    const std::string body = exchange->take_body();
+    request = is_chat ? loaded.parser.chat(body) : loaded.parser.completion(body);
+  }
   check_model(request.model);
+  check_has_no_text(loaded.model, request);
+  if (!loaded.model.no_text.empty()) request.returns_token_ids = true;
+  request.prefix_scope = prefix_scope(*exchange, request.cache_salt);
   if (is_chat) {
     for (const std::string& stop : loaded.preparation.chat_template().stop_strings()) {
       request.stop.push_back(stop);
     }
   }
-  PreparedRequest prepared = loaded.preparation.prepare(request);
+  PreparedRequest prepared = loaded.preparation.prepare(request, budget);
+  request.prompts = {};
+  request.messages = {};
   const auto job = std::make_shared<CompletionJob>(loaded.context, std::move(request),
                                                    std::move(prepared.prompts), prepared.max_tokens,
                                                    exchange, arrival);
@@ -236,32 +301,53 @@ void ApiServer::generate(const Loaded& loaded, const Exchange& exchange, bool is
   add_job(job);
 }
 
-void ApiServer::tokenize(const Loaded& loaded, HttpExchange& exchange) {
-  const TokenizeRequest request = loaded.parser.tokenize(exchange.request().body);
+void ApiServer::tokenize(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget) {
+  const TokenizeRequest request = loaded.parser.tokenize(exchange.take_body());
   check_model(request.model);
-  const std::vector<int32_t> ids = request.prompt
-                                       ? loaded.model.tokenizer->encode(*request.prompt)
-                                       : loaded.preparation.encode_chat(request.messages);
-  json::value strings = nullptr;
-  if (request.returns_token_strings) {
-    json::array texts;
-    for (const int32_t id : ids) {
-      texts.push_back(json::value(token_text(*loaded.model.tokenizer, id)));
-    }
-    strings = std::move(texts);
+  check_has_text(loaded.model, request.prompt ? "prompt" : "messages");
+  size_t num_bytes = request.prompt ? request.prompt->size() : 0;
+  for (const ChatMessage& message : request.messages) num_bytes += message.content.size();
+  const auto most = static_cast<size_t>(loaded.model.limits.max_tokenize_bytes);
+  if (num_bytes > most) {
+    const char* param = request.prompt ? "prompt" : "messages";
+    throw ApiError(413, "invalid_request_error",
+                   fmt::format("{}: got {} bytes of text, /tokenize takes at most {}: send it in "
+                               "parts",
+                               param, num_bytes, most),
+                   param, "request_too_large");
   }
-  respond_json(exchange, {{"count", ids.size()},
-                          {"max_model_len", loaded.model.limits.max_model_len},
-                          {"tokens", json::value_from(ids)},
-                          {"token_strs", std::move(strings)}});
+  const std::vector<int32_t> ids =
+      request.prompt ? loaded.preparation.encode_text(*request.prompt, request.encoding, budget)
+                     : loaded.preparation.encode_chat(request.messages, budget);
+  JsonWriter answer;
+  answer.begin_object().key("count").integer(static_cast<int64_t>(ids.size()));
+  answer.key("max_model_len").integer(loaded.model.limits.max_model_len);
+  answer.key("tokens").ids(ids).key("token_strs");
+  if (request.returns_token_strings) {
+    constexpr size_t kTokensACheck = 1024;
+    answer.begin_array();
+    for (size_t i = 0; i < ids.size(); ++i) {
+      if (i % kTokensACheck == 0) budget.check();
+      answer.text(token_text(*loaded.model.tokenizer, ids[i]));
+    }
+    answer.end_array();
+  } else {
+    answer.null();
+  }
+  respond_json(exchange, answer.end_object().take(), budget);
 }
 
-void ApiServer::detokenize(const Loaded& loaded, HttpExchange& exchange) {
-  const DetokenizeRequest request = loaded.parser.detokenize(exchange.request().body);
+void ApiServer::detokenize(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget) {
+  const DetokenizeRequest request = loaded.parser.detokenize(exchange.take_body());
   check_model(request.model);
+  check_has_text(loaded.model, "tokens");
+  const std::string bytes = loaded.model.tokenizer->decode(request.tokens);
+  budget.spend(bytes.size());
   std::string text;
-  append_sanitized_utf8(loaded.model.tokenizer->decode(request.tokens), true, text);
-  respond_json(exchange, {{"prompt", text}});
+  append_sanitized_utf8(bytes, true, text);
+  JsonWriter answer;
+  answer.begin_object().key("prompt").text(text).end_object();
+  respond_json(exchange, answer.take(), budget);
 }
 
 json::object ApiServer::model_json(const Loaded& loaded, const std::string& name) const {
@@ -275,19 +361,19 @@ json::object ApiServer::model_json(const Loaded& loaded, const std::string& name
           {"permission", json::array()}};
 }
 
-void ApiServer::list_models(const Loaded& loaded, HttpExchange& exchange) {
+void ApiServer::list_models(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget) {
   json::array models;
   for (const std::string& name : options_.served_names) models.push_back(model_json(loaded, name));
-  respond_json(exchange, {{"object", "list"}, {"data", std::move(models)}});
+  respond_json(exchange, {{"object", "list"}, {"data", std::move(models)}}, budget);
 }
 
-void ApiServer::get_model(const Loaded& loaded, HttpExchange& exchange) {
+void ApiServer::get_model(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget) {
   const std::string name = after(exchange.request().path, "/v1/models/");
   check_model(name.empty() ? "/" : name);
-  respond_json(exchange, model_json(loaded, name));
+  respond_json(exchange, model_json(loaded, name), budget);
 }
 
-void ApiServer::kserve_model(const Loaded&, HttpExchange& exchange) {
+void ApiServer::kserve_model(const Loaded&, HttpExchange& exchange, WorkBudget& budget) {
   constexpr std::string_view kReady = "/ready";
   std::string name = after(exchange.request().path, "/v2/models/");
   if (!name.ends_with(kReady)) {
@@ -297,20 +383,21 @@ void ApiServer::kserve_model(const Loaded&, HttpExchange& exchange) {
   check_model(name.empty() ? "/" : name);
   const std::string reason = trouble();
   if (!reason.empty()) throw ApiError(503, "unavailable_error", reason);
-  respond_json(exchange, {{"name", name}, {"ready", true}});
+  respond_json(exchange, {{"name", name}, {"ready", true}}, budget);
 }
 
-void ApiServer::get_metrics(const Loaded& loaded, HttpExchange& exchange) {
+void ApiServer::get_metrics(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget) {
+  std::string text = metrics_.text(options_.metrics_prefix, options_.served_names.front(),
+                                   loaded.model.generator->stats());
+  budget.spend(text.size());
   exchange.respond({.status = 200,
                     .content_type = "text/plain; version=0.0.4; charset=utf-8",
-                    .body = metrics_.text(options_.metrics_prefix, options_.served_names.front(),
-                                          loaded.model.generator->stats()),
+                    .body = std::move(text),
                     .headers = {}});
 }
 
-void ApiServer::get_openapi(const Loaded& loaded, HttpExchange& exchange) {
-  exchange.respond(
-      {.status = 200, .content_type = "application/json", .body = loaded.openapi, .headers = {}});
+void ApiServer::get_openapi(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget) {
+  respond_json(exchange, loaded.openapi, budget);
 }
 
 void ApiServer::add_job(const std::shared_ptr<CompletionJob>& job) {

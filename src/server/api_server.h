@@ -25,11 +25,18 @@ struct ApiServerOptions {
   double stall_limit_ms = 5000;
   double request_timeout_s = 3600;  // of a whole answer
   double log_interval_s = 5;
+  /// Cached prefixes are shared among the requests of one API key alone.
+  bool has_prefix_scope_of_key = false;
+  // What a handler may spend on one request before the engine has it, or on a whole answer.
+  double work_timeout_s = 10;
+  size_t max_work_bytes = size_t{64} << 20;
 };
 
 /// What the API serves, once it is loaded.
 struct ApiModel {
   std::shared_ptr<const Tokenizer> tokenizer;
+  std::string
+      no_text;  // why there is no tokenizer, so that prompts are token ids; "": there is one
   Generator* generator = nullptr;
   ChatTemplate chat_template;
   ApiLimits limits;
@@ -65,19 +72,21 @@ class ApiServer {
  private:
   struct Loaded;
   using Exchange = std::shared_ptr<HttpExchange>;
-  using Handler = void (ApiServer::*)(const Loaded&, HttpExchange&);
+  using Handler = void (ApiServer::*)(const Loaded&, HttpExchange&, WorkBudget&);
 
   HttpRoute route(const char* method, const char* path, Handler handler);
-  void generate(const Loaded& loaded, const Exchange& exchange, bool is_chat);
+  void generate(const Loaded& loaded, const Exchange& exchange, bool is_chat, WorkBudget& budget);
+  WorkBudget budget_of(const HttpExchange& exchange) const;
+  std::string prefix_scope(const HttpExchange& exchange, const std::string& salt) const;
   void health(HttpExchange& exchange) const;
   void kserve_ready(HttpExchange& exchange) const;
-  void tokenize(const Loaded& loaded, HttpExchange& exchange);
-  void detokenize(const Loaded& loaded, HttpExchange& exchange);
-  void list_models(const Loaded& loaded, HttpExchange& exchange);
-  void get_model(const Loaded& loaded, HttpExchange& exchange);
-  void kserve_model(const Loaded& loaded, HttpExchange& exchange);
-  void get_metrics(const Loaded& loaded, HttpExchange& exchange);
-  void get_openapi(const Loaded& loaded, HttpExchange& exchange);
+  void tokenize(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget);
+  void detokenize(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget);
+  void list_models(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget);
+  void get_model(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget);
+  void kserve_model(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget);
+  void get_metrics(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget);
+  void get_openapi(const Loaded& loaded, HttpExchange& exchange, WorkBudget& budget);
 
   const Loaded& loaded() const;
   void check_accepting() const;

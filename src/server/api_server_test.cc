@@ -2,94 +2,21 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
 #include <cmath>
-#include <thread>
 
 #include "core/error.h"
-#include "server/test_fakes.h"
+#include "server/test_api_server.h"
 
 namespace caravan {
 namespace {
 
 namespace json = boost::json;
-using testing::FakeExchange;
-using testing::FakeGenerator;
+using testing::ApiServerTest;
 using testing::FakeReply;
+using testing::gpt2_tokenizer;
 using testing::output_of;
 using testing::scored;
-
-std::shared_ptr<const Tokenizer> gpt2_tokenizer() {
-  static const auto tokenizer = std::make_shared<const Tokenizer>(
-      Tokenizer::from_directory(CARAVAN_SOURCE_DIR "/models/camel-nano"));
-  return tokenizer;
-}
-
-std::string str(const json::value& value) { return json::value_to<std::string>(value); }
-
-class ApiServerTest : public ::testing::Test {
- protected:
-  ApiServerTest() : api_(options()), routes_(api_.routes()) {}
-  ~ApiServerTest() override { api_.stop(); }
-
-  static ApiServerOptions options() {
-    ApiServerOptions options;
-    options.version = "1.2.3";
-    options.served_names = {"nano", "other/name"};
-    return options;
-  }
-  void load() {
-    api_.set_model({.tokenizer = gpt2_tokenizer(),
-                    .generator = &engine_,
-                    .chat_template = ChatTemplate::open("camel"),
-                    .limits = {.max_model_len = 1024, .vocab_size = 50258},
-                    .defaults = {},
-                    .fingerprint = "test"});
-  }
-
-  std::shared_ptr<FakeReply> start(const std::string& method, const std::string& path,
-                                   const std::string& body = "", int num_writes = -1) {
-    const auto reply = std::make_shared<FakeReply>();
-    reply->num_writes_left = num_writes;
-    const HttpRequest request{
-        .method = method, .path = path, .query = "", .headers = {}, .body = body};
-    for (const HttpRoute& route : routes_) {
-      const bool is_prefix = route.path.ends_with("/*");
-      const std::string_view prefix(route.path.data(), route.path.size() - (is_prefix ? 1 : 0));
-      if (route.method != method || (is_prefix ? path.rfind(prefix, 0) != 0 : path != prefix)) {
-        continue;
-      }
-      route.handler(std::make_shared<FakeExchange>(request, reply));
-      return reply;
-    }
-    ADD_FAILURE() << "no route " << path;
-    return reply;
-  }
-  std::shared_ptr<FakeReply> call(const std::string& method, const std::string& path,
-                                  const std::string& body = "") {
-    const auto reply = start(method, path, body);
-    reply->wait();
-    return reply;
-  }
-  std::shared_ptr<FakeReply> complete(const std::string& body) {
-    return start("POST", "/v1/completions", body);
-  }
-  static std::vector<int32_t> ids(const std::string& text) {
-    return gpt2_tokenizer()->encode(text);
-  }
-  /// Waits until the output thread has done what is there now.
-  template <typename Condition>
-  static void wait_until(const Condition& condition) {
-    for (int i = 0; i < 4000 && !condition(); ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
-    ASSERT_TRUE(condition());
-  }
-
-  FakeGenerator engine_;
-  ApiServer api_;
-  std::vector<HttpRoute> routes_;
-};
+using testing::str;
 
 TEST_F(ApiServerTest, AnswersOneCompletion) {
   load();
@@ -548,20 +475,6 @@ TEST_F(ApiServerTest, ThePromptIsScoredOnceForAllChoices) {
     EXPECT_EQ(str(choice.at("text")), texts[i]);
     EXPECT_EQ(choice.at("prompt_logprobs").at(1).at("12").at("logprob").as_double(), -1.0);
   }
-}
-
-TEST_F(ApiServerTest, AnAnswerOfTooManyLogprobsIsRefused) {
-  load();
-  json::array prompt(900, json::value(11));
-  json::object body{{"prompt", prompt}, {"n", 128}, {"prompt_logprobs", 20}, {"max_tokens", 1}};
-  const auto reply = call("POST", "/v1/completions", json::serialize(body));
-  EXPECT_EQ(reply->response.status, 400);
-  EXPECT_NE(str(reply->json().at("error").at("message")).find("2419200 log prob"),
-            std::string::npos);
-  EXPECT_TRUE(engine_.requests.empty());
-  body["prompt_logprobs"] = 0;
-  complete(json::serialize(body));
-  EXPECT_EQ(engine_.requests.size(), 128u);
 }
 
 TEST_F(ApiServerTest, TokensThatTheTokenizerDoesNotHave) {

@@ -23,57 +23,10 @@ size_t find_once(std::string_view text, std::string_view placeholder, const std:
   return at;
 }
 
-/// A conversation by parts; `turns` are pairs of a user's and an assistant's text.
-struct Conversation {
-  std::string system;
-  bool has_system = false;
-  struct Turn {
-    std::string user;
-    std::string assistant;
-    bool has_assistant = false;
-  };
-  std::vector<Turn> turns;
-};
-
-Conversation sort_messages(const std::vector<ChatMessage>& messages) {
-  Conversation conversation;
-  for (size_t i = 0; i < messages.size(); ++i) {
-    const ChatMessage& message = messages[i];
-    const std::string param = fmt::format("messages[{}].role", i);
-    if (message.role == ChatRole::kSystem) {
-      if (!conversation.turns.empty()) {
-        throw_bad_request(param, param + ": system messages come before all others");
-      }
-      if (conversation.has_system) conversation.system += '\n';
-      conversation.system += message.content;
-      conversation.has_system = true;
-    } else if (message.role == ChatRole::kUser) {
-      if (!conversation.turns.empty() && !conversation.turns.back().has_assistant) {
-        throw_bad_request(param, param +
-                                     ": got two user messages in a row, expected an "
-                                     "assistant's message between them");
-      }
-      conversation.turns.push_back(
-          {.user = message.content, .assistant = "", .has_assistant = false});
-    } else {
-      if (conversation.turns.empty() || conversation.turns.back().has_assistant) {
-        throw_bad_request(param, param +
-                                     ": got an assistant's message, expected a user's before "
-                                     "it");
-      }
-      conversation.turns.back().assistant = message.content;
-      conversation.turns.back().has_assistant = true;
-    }
-  }
-  if (conversation.turns.empty()) {
-    throw_bad_request("messages", "messages: expected at least one user message");
-  }
-  return conversation;
-}
-
 /// Collects the pieces, and notes where the text lies that may be cut.
 class PromptWriter {
  public:
+  void begin_turn() { prompt_.turn_begins.push_back(num_bytes_); }
   void add_template(std::string_view text) { add(text, true); }
   void add_text(std::string_view text) { add(text, false); }
   void add_cuttable(std::string_view text) {
@@ -98,7 +51,7 @@ class PromptWriter {
 };
 
 /// camel's prompts with marks in the place of their texts: what stands before, between and after.
-void write_camel(const Conversation& conversation, PromptWriter& writer) {
+void write_camel(const Conversation& conversation, size_t first, PromptWriter& writer) {
   static const std::string kMark(1, '\0');
   const auto split = [](const std::string& text) {
     std::vector<std::string> parts;
@@ -109,20 +62,22 @@ void write_camel(const Conversation& conversation, PromptWriter& writer) {
     parts.push_back(text.substr(begin));
     return parts;
   };
-  for (size_t i = 0; i < conversation.turns.size(); ++i) {
+  for (size_t i = first; i < conversation.turns.size(); ++i) {
     const Conversation::Turn& turn = conversation.turns[i];
     const bool is_last = i + 1 == conversation.turns.size();
     const auto add_user = [&] {
       is_last ? writer.add_cuttable(turn.user) : writer.add_text(turn.user);
     };
-    const bool has_input = i == 0 && conversation.has_system && !turn.user.empty();
+    const bool has_input = i == first && conversation.has_system && !turn.user.empty();
     const std::vector<std::string> parts = split(camel_prompt(kMark, has_input ? kMark : ""));
-    if (i > 0) {
+    if (i > first) {
+      writer.begin_turn();
       const size_t instruction = parts.front().rfind("### Instruction:");
       writer.add_template("\n\n" + parts.front().substr(instruction));
       add_user();
     } else {
       writer.add_template(parts[0]);
+      writer.begin_turn();
       if (conversation.has_system) {
         writer.add_text(conversation.system);
         if (has_input) writer.add_template(parts[1]);
@@ -134,7 +89,33 @@ void write_camel(const Conversation& conversation, PromptWriter& writer) {
   }
 }
 
+void join(std::string& text, const std::string& more) {
+  if (!text.empty()) text += '\n';
+  text += more;
+}
+
 }  // namespace
+
+Conversation Conversation::of(const std::vector<ChatMessage>& messages) {
+  Conversation conversation;
+  std::vector<Turn>& turns = conversation.turns;
+  for (const ChatMessage& message : messages) {
+    if (message.role == ChatRole::kSystem && turns.empty()) {
+      if (conversation.has_system) conversation.system += '\n';
+      conversation.system += message.content;
+      conversation.has_system = true;
+    } else if (message.role == ChatRole::kAssistant) {
+      if (turns.empty()) turns.emplace_back();
+      join(turns.back().assistant, message.content);
+      turns.back().has_assistant = true;
+    } else {
+      if (turns.empty() || turns.back().has_assistant) turns.emplace_back();
+      join(turns.back().user, message.content);
+    }
+  }
+  if (turns.empty()) turns.emplace_back();
+  return conversation;
+}
 
 std::string ChatPrompt::text() const {
   std::string text;
@@ -142,9 +123,19 @@ std::string ChatPrompt::text() const {
   return text;
 }
 
+size_t ChatPrompt::num_bytes() const {
+  size_t sum = 0;
+  for (const Piece& piece : pieces) sum += piece.text.size();
+  return sum;
+}
+
 ChatTemplate ChatTemplate::open(const std::string& name_or_path) {
+  if (name_or_path == "none") {
+    return absent(
+        "this server has no chat template: use /v1/completions, or start it with "
+        "--chat-template");
+  }
   ChatTemplate chat;
-  if (name_or_path == "none") return chat;
   if (name_or_path == "camel") {
     chat.kind_ = Kind::kCamel;
     return chat;
@@ -155,6 +146,12 @@ ChatTemplate ChatTemplate::open(const std::string& name_or_path) {
     return chat;
   }
   return parse(read_text_file(name_or_path, kMaxTemplateBytes), name_or_path);
+}
+
+ChatTemplate ChatTemplate::absent(std::string reason) {
+  ChatTemplate chat;
+  chat.reason_ = std::move(reason);
+  return chat;
 }
 
 ChatTemplate ChatTemplate::parse(std::string_view text, const std::string& where) {
@@ -186,16 +183,11 @@ ChatTemplate ChatTemplate::parse(std::string_view text, const std::string& where
   return chat;
 }
 
-ChatPrompt ChatTemplate::render(const std::vector<ChatMessage>& messages) const {
-  if (kind_ == Kind::kNone) {
-    throw_bad_request("messages",
-                      "this server has no chat template: use /v1/completions, or start "
-                      "it with --chat-template");
-  }
-  const Conversation conversation = sort_messages(messages);
+ChatPrompt ChatTemplate::render(const Conversation& conversation, size_t num_dropped) const {
+  if (kind_ == Kind::kNone) throw_bad_request("messages", reason_, "no_chat_template");
   PromptWriter writer;
   if (kind_ == Kind::kCamel) {
-    write_camel(conversation, writer);
+    write_camel(conversation, num_dropped, writer);
     return writer.finish();
   }
   if (conversation.has_system) {
@@ -203,9 +195,10 @@ ChatPrompt ChatTemplate::render(const std::vector<ChatMessage>& messages) const 
     writer.add_text(conversation.system);
     writer.add_template(turns_.system_end);
   }
-  for (size_t i = 0; i < conversation.turns.size(); ++i) {
+  for (size_t i = num_dropped; i < conversation.turns.size(); ++i) {
     const Conversation::Turn& turn = conversation.turns[i];
     const bool is_last = i + 1 == conversation.turns.size();
+    writer.begin_turn();
     writer.add_template(turns_.user_begin);
     is_last ? writer.add_cuttable(turn.user) : writer.add_text(turn.user);
     writer.add_template(turns_.user_end);
@@ -223,11 +216,14 @@ ChatEncoder::ChatEncoder(const Tokenizer& tokenizer) : tokenizer_(&tokenizer) {
   }
 }
 
-std::vector<int32_t> ChatEncoder::encode(const ChatPrompt& prompt) const {
+std::vector<int32_t> ChatEncoder::encode(const ChatPrompt& prompt, WorkBudget& budget) const {
+  Tokenizer::EncodeOptions options;
+  const std::function<void(size_t)> spend = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  options.on_progress = &spend;
   std::vector<int32_t> ids;
   std::string ordinary;  // since the last special token
   const auto flush = [&] {
-    const std::vector<int32_t> added = tokenizer_->encode(ordinary);
+    const std::vector<int32_t> added = tokenizer_->encode(ordinary, options);
     ids.insert(ids.end(), added.begin(), added.end());
     ordinary.clear();
   };

@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "server/work_budget.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -15,6 +16,23 @@ enum class ChatRole : uint8_t { kSystem, kUser, kAssistant };
 struct ChatMessage {
   ChatRole role = ChatRole::kUser;
   std::string content;
+};
+
+/// A conversation as templates write it. Neighbours of one role are one text, with line breaks
+/// between them. System messages before the first turn are the system's text; a later one is what
+/// the user says there. An assistant who speaks first, or a system message alone, stands in a turn
+/// whose user said nothing.
+struct Conversation {
+  std::string system;
+  bool has_system = false;
+  struct Turn {
+    std::string user;
+    std::string assistant;
+    bool has_assistant = false;
+  };
+  std::vector<Turn> turns;  // at least one
+
+  static Conversation of(const std::vector<ChatMessage>& messages);
 };
 
 /// A prompt as pieces: what the template wrote, and what the client did. Special tokens stand only
@@ -28,8 +46,10 @@ struct ChatPrompt {
   /// The text of the last user message, which may be cut; everything else stays.
   size_t prefix_bytes = 0;
   size_t suffix_bytes = 0;
+  std::vector<size_t> turn_begins;  // where the turns begin, in bytes
 
   std::string text() const;
+  size_t num_bytes() const;
 };
 
 /// Turns a conversation into the prompt of its next answer.
@@ -45,14 +65,15 @@ class ChatTemplate {
   /// message; the rest once a turn. Errors: kNotFound, kIo; kCorrupt for a file without these
   /// placeholders.
   static ChatTemplate open(const std::string& name_or_path);
+  /// There is none, and render() says why.
+  static ChatTemplate absent(std::string reason);
   /// From the text of such a file; `where` names it in messages.
   static ChatTemplate parse(std::string_view text, const std::string& where);
 
   bool exists() const { return kind_ != Kind::kNone; }
-  /// System messages first (several are joined with a line between), then user and assistant in
-  /// turn, the user first. An assistant's last message is continued.
-  /// Errors: ApiError 400 for another order, or when there is no template.
-  ChatPrompt render(const std::vector<ChatMessage>& messages) const;
+  /// Without the first `num_dropped` turns, of which one at least stays. An assistant's last
+  /// message is continued. Errors: ApiError 400 when there is no template.
+  ChatPrompt render(const Conversation& conversation, size_t num_dropped = 0) const;
   /// Texts that end every answer.
   std::vector<std::string> stop_strings() const;
 
@@ -67,6 +88,7 @@ class ChatTemplate {
   };
 
   Kind kind_ = Kind::kNone;
+  std::string reason_;  // of kNone
   Turns turns_;
 };
 
@@ -75,7 +97,8 @@ class ChatEncoder {
  public:
   /// The tokenizer must outlive this object.
   explicit ChatEncoder(const Tokenizer& tokenizer);
-  std::vector<int32_t> encode(const ChatPrompt& prompt) const;
+  /// Errors: those of the budget.
+  std::vector<int32_t> encode(const ChatPrompt& prompt, WorkBudget& budget) const;
 
  private:
   const Tokenizer* tokenizer_;

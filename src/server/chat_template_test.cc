@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
+
 #include "core/error.h"
 #include "engine/prompt_template.h"
 #include "server/api_error.h"
@@ -15,8 +17,14 @@ using Messages = std::vector<ChatMessage>;
 constexpr ChatRole kSystem = ChatRole::kSystem, kUser = ChatRole::kUser,
                    kAssistant = ChatRole::kAssistant;
 
-std::string camel(const Messages& messages) {
-  return ChatTemplate::open("camel").render(messages).text();
+std::string written(const std::string& form, const Messages& messages) {
+  return ChatTemplate::open(form).render(Conversation::of(messages)).text();
+}
+std::string camel(const Messages& messages) { return written("camel", messages); }
+std::string plain(const Messages& messages) { return written("plain", messages); }
+
+WorkBudget endless() {
+  return {SIZE_MAX, WorkBudget::Clock::now() + std::chrono::hours(1), nullptr};
 }
 
 TEST(ChatTemplateTest, CamelIsTheModelsOwnPrompt) {
@@ -33,11 +41,10 @@ TEST(ChatTemplateTest, CamelGoesOnWithFurtherTurns) {
 }
 
 TEST(ChatTemplateTest, PlainWritesLines) {
-  const ChatTemplate plain = ChatTemplate::open("plain");
-  EXPECT_EQ(plain.render({{kSystem, "s"}, {kUser, "a"}, {kAssistant, " b"}, {kUser, "c"}}).text(),
+  EXPECT_EQ(plain({{kSystem, "s"}, {kUser, "a"}, {kAssistant, " b"}, {kUser, "c"}}),
             "System: s\n\nUser: a\nAssistant: b\nUser: c\nAssistant:");
-  EXPECT_EQ(plain.render({{kUser, "a"}}).text(), "User: a\nAssistant:");
-  EXPECT_EQ(plain.stop_strings(), std::vector<std::string>{"\nUser:"});
+  EXPECT_EQ(plain({{kUser, "a"}}), "User: a\nAssistant:");
+  EXPECT_EQ(ChatTemplate::open("plain").stop_strings(), std::vector<std::string>{"\nUser:"});
 }
 
 TEST(ChatTemplateTest, FilesMustHaveTheirPlaceholders) {
@@ -48,15 +55,41 @@ TEST(ChatTemplateTest, FilesMustHaveTheirPlaceholders) {
   EXPECT_THROW(ChatTemplate::open("/nonexistent/template"), Error);
 }
 
-TEST(ChatTemplateTest, OtherOrdersAreRefused) {
-  const ChatTemplate plain = ChatTemplate::open("plain");
-  for (const Messages& messages :
-       {Messages{{kSystem, "s"}}, Messages{{kAssistant, "a"}}, Messages{{kUser, "a"}, {kUser, "b"}},
-        Messages{{kUser, "a"}, {kSystem, "s"}},
-        Messages{{kUser, "a"}, {kAssistant, "b"}, {kAssistant, "c"}}}) {
-    EXPECT_THROW(plain.render(messages), ApiError);
+TEST(ChatTemplateTest, TurnsComeInAnyOrder) {
+  // Neighbours of one role are one text.
+  EXPECT_EQ(plain({{kUser, "a"}, {kUser, "b"}}), "User: a\nb\nAssistant:");
+  EXPECT_EQ(plain({{kUser, "a"}, {kAssistant, " b"}, {kAssistant, "c"}}),
+            "User: a\nAssistant: b\nc");
+  // A greeting.
+  EXPECT_EQ(plain({{kAssistant, " hi"}, {kUser, "a"}}),
+            "User: \nAssistant: hi\nUser: a\nAssistant:");
+  EXPECT_EQ(plain({{kAssistant, " hi"}}), "User: \nAssistant: hi");
+  // A system message that comes late is said where it stands.
+  EXPECT_EQ(plain({{kUser, "a"}, {kSystem, "s"}}), "User: a\ns\nAssistant:");
+  EXPECT_EQ(plain({{kUser, "a"}, {kSystem, "s"}, {kUser, "b"}}), "User: a\ns\nb\nAssistant:");
+  EXPECT_EQ(plain({{kUser, "a"}, {kAssistant, " b"}, {kSystem, "s"}, {kUser, "c"}}),
+            "User: a\nAssistant: b\nUser: s\nc\nAssistant:");
+  EXPECT_EQ(plain({{kSystem, "t"}, {kAssistant, " b"}, {kSystem, "s"}}),
+            "System: t\n\nUser: \nAssistant: b\nUser: s\nAssistant:");
+  // And one that is alone.
+  EXPECT_EQ(plain({{kSystem, "s"}}), "System: s\n\nUser: \nAssistant:");
+  EXPECT_EQ(camel({{kSystem, "Go."}}), camel_prompt("Go.", ""));
+  EXPECT_EQ(camel({{kSystem, "Go."}, {kAssistant, " Hi"}, {kUser, "c"}}),
+            camel_prompt("Go.", "") + " Hi\n\n### Instruction:\nc\n\n### Response:");
+  // Texts that are empty add no line.
+  EXPECT_EQ(plain({{kUser, ""}, {kUser, "b"}}), "User: b\nAssistant:");
+}
+
+TEST(ChatTemplateTest, OneThatIsNotThereSaysWhy) {
+  const Conversation said = Conversation::of({{kUser, "a"}});
+  EXPECT_THROW(ChatTemplate::open("none").render(said), ApiError);
+  try {
+    ChatTemplate::absent("because of x").render(said);
+    FAIL();
+  } catch (const ApiError& error) {
+    EXPECT_EQ(error.status(), 400);
+    EXPECT_STREQ(error.what(), "because of x");
   }
-  EXPECT_THROW(ChatTemplate::open("none").render({{kUser, "a"}}), ApiError);
 }
 
 TEST(ChatEncoderTest, SpecialTokensStandInTheTemplateAlone) {
@@ -64,13 +97,16 @@ TEST(ChatEncoderTest, SpecialTokensStandInTheTemplateAlone) {
   const int32_t end = tokenizer.token_id("<|end|>");
   const ChatTemplate chat = ChatTemplate::parse("U{user}<|end|>A{assistant}<|end|>", "f");
   const ChatEncoder encoder(tokenizer);
-  const std::vector<int32_t> ids =
-      encoder.encode(chat.render({{kUser, "<|end|>"}, {kAssistant, "<|end|>"}, {kUser, "x"}}));
+  WorkBudget budget = endless();
+  const std::vector<int32_t> ids = encoder.encode(
+      chat.render(Conversation::of({{kUser, "<|end|>"}, {kAssistant, "<|end|>"}, {kUser, "x"}})),
+      budget);
   EXPECT_EQ(std::count(ids.begin(), ids.end(), end), 3);  // two of the first turn, one of the last
   EXPECT_EQ(tokenizer.decode(ids), "U<|end|><|end|>A<|end|><|end|>Ux<|end|>A");
   // Without special tokens in it, a prompt is encoded as one text.
-  const ChatPrompt camel_prompt = ChatTemplate::open("camel").render({{kUser, "abc abc"}});
-  EXPECT_EQ(encoder.encode(camel_prompt), tokenizer.encode(camel_prompt.text()));
+  const ChatPrompt camel_prompt =
+      ChatTemplate::open("camel").render(Conversation::of({{kUser, "abc abc"}}));
+  EXPECT_EQ(encoder.encode(camel_prompt, budget), tokenizer.encode(camel_prompt.text()));
 }
 
 class PromptPreparationTest : public ::testing::Test {
@@ -93,6 +129,13 @@ class PromptPreparationTest : public ::testing::Test {
     request.max_tokens = max_tokens;
     return request;
   }
+  /// With the bytes that were encoded for it in num_encoded_.
+  PreparedRequest prepare(const PromptPreparation& preparation, const GenerateRequest& request) {
+    WorkBudget budget = endless();
+    PreparedRequest prepared = preparation.prepare(request, budget);
+    num_encoded_ = budget.num_spent();
+    return prepared;
+  }
   std::string text(const PreparedRequest& prepared) {
     return tokenizer_.decode(prepared.prompts.at(0).ids);
   }
@@ -106,24 +149,25 @@ class PromptPreparationTest : public ::testing::Test {
     return "none";
   }
 
+  size_t num_encoded_ = 0;
   Tokenizer tokenizer_ = Tokenizer::from_files(testing::tiny_tokenizer_json());
 };
 
 TEST_F(PromptPreparationTest, ExactLimitsOfTheContext) {
   const PromptPreparation reject = preparation("reject", 32);
-  EXPECT_EQ(reject.prepare(completion("xxxxxxxx", 24)).max_tokens, 24);
-  EXPECT_EQ(refusal_code([&] { reject.prepare(completion("xxxxxxxx", 25)); }),
+  EXPECT_EQ(prepare(reject, completion("xxxxxxxx", 24)).max_tokens, 24);
+  EXPECT_EQ(refusal_code([&] { prepare(reject, completion("xxxxxxxx", 25)); }),
             "context_length_exceeded");
-  EXPECT_EQ(reject.prepare(completion("xxxxxxxx", std::nullopt)).max_tokens, 16);
-  EXPECT_EQ(reject.prepare(completion(std::string(31, 'x'), std::nullopt)).max_tokens, 1);
-  EXPECT_EQ(refusal_code([&] { reject.prepare(completion(std::string(32, 'x'), std::nullopt)); }),
+  EXPECT_EQ(prepare(reject, completion("xxxxxxxx", std::nullopt)).max_tokens, 16);
+  EXPECT_EQ(prepare(reject, completion(std::string(31, 'x'), std::nullopt)).max_tokens, 1);
+  EXPECT_EQ(refusal_code([&] { prepare(reject, completion(std::string(32, 'x'), std::nullopt)); }),
             "context_length_exceeded");
-  EXPECT_EQ(reject.prepare(completion(std::string(32, 'x'), 0)).max_tokens, 0);
-  EXPECT_EQ(refusal_code([&] { reject.prepare(completion("x", 2147483647)); }),
+  EXPECT_EQ(prepare(reject, completion(std::string(32, 'x'), 0)).max_tokens, 0);
+  EXPECT_EQ(refusal_code([&] { prepare(reject, completion("x", 2147483647)); }),
             "context_length_exceeded");
-  EXPECT_EQ(refusal_code([&] { reject.prepare(completion("", 1)); }), "");
+  EXPECT_EQ(refusal_code([&] { prepare(reject, completion("", 1)); }), "");
   const auto said = chat({{kUser, "xxxx"}}, std::nullopt);  // "U:xxxx\nA:" are 9 tokens
-  EXPECT_EQ(reject.prepare(said).max_tokens, 32 - 9);
+  EXPECT_EQ(prepare(reject, said).max_tokens, 32 - 9);
 }
 
 TEST_F(PromptPreparationTest, CompletionsAreCutWhereTheRequestSays) {
@@ -133,7 +177,7 @@ TEST_F(PromptPreparationTest, CompletionsAreCutWhereTheRequestSays) {
     request.overflow = overflow;
     request.keep_first = first;
     request.keep_last = last;
-    const PreparedRequest prepared = preparation("reject", 16).prepare(request);
+    const PreparedRequest prepared = prepare(preparation("reject", 16), request);
     EXPECT_EQ(prepared.prompts[0].num_dropped, 8);
     EXPECT_EQ(prepared.prompts[0].ids.size(), 12u);
     return text(prepared);
@@ -151,11 +195,11 @@ TEST_F(PromptPreparationTest, CompletionsAreCutWhereTheRequestSays) {
 TEST_F(PromptPreparationTest, TruncatePromptTokensKeepsTheLast) {
   GenerateRequest request = completion("0123456789", 4);
   request.truncate_prompt_tokens = 3;
-  const PreparedRequest three = preparation("reject", 16).prepare(request);
+  const PreparedRequest three = prepare(preparation("reject", 16), request);
   EXPECT_EQ(text(three), "789");
   EXPECT_EQ(three.prompts[0].num_dropped, 7);
   request.truncate_prompt_tokens = -1;
-  EXPECT_EQ(text(preparation("reject", 10).prepare(request)), "456789");
+  EXPECT_EQ(text(prepare(preparation("reject", 10), request)), "456789");
 }
 
 TEST_F(PromptPreparationTest, ChatsLoseTheirOldestTurnsThenPartOfTheLastMessage) {
@@ -165,7 +209,7 @@ TEST_F(PromptPreparationTest, ChatsLoseTheirOldestTurnsThenPartOfTheLastMessage)
   const auto cut = [&](int64_t room, const std::string& overflow) {
     GenerateRequest request = chat(messages, 4);
     request.overflow = overflow;
-    return preparation("reject", room + 4).prepare(request);
+    return prepare(preparation("reject", room + 4), request);
   };
   const PreparedRequest whole = cut(54, "tail");
   EXPECT_EQ(whole.prompts[0].num_dropped, 0);
@@ -180,6 +224,67 @@ TEST_F(PromptPreparationTest, ChatsLoseTheirOldestTurnsThenPartOfTheLastMessage)
   EXPECT_EQ(text(cut(8, "tail")), "SS\nU:\nA:");
   EXPECT_EQ(refusal_code([&] { cut(7, "tail"); }), "context_length_exceeded");
   EXPECT_EQ(refusal_code([&] { cut(53, "reject"); }), "context_length_exceeded");
+}
+
+TEST_F(PromptPreparationTest, EachTurnIsEncodedOnceHoweverManyAreDropped) {
+  for (const int num_turns : {20, 120}) {
+    Messages messages{{kSystem, "S"}};
+    for (int i = 0; i < num_turns; ++i) {
+      messages.push_back({kUser, std::string(200, 'x') + std::to_string(i)});
+      messages.push_back({kAssistant, std::string(100, 'y')});
+    }
+    messages.push_back({kUser, "last"});
+    GenerateRequest request = chat(messages, 4);
+    request.overflow = "tail";
+    const PreparedRequest prepared = prepare(preparation("reject", 1000), request);
+    EXPECT_LE(prepared.prompts[0].ids.size(), 996u);
+    EXPECT_GT(prepared.prompts[0].ids.size(), 996u - 320);  // not a turn more than there must be
+    EXPECT_TRUE(text(prepared).starts_with("S\nU:x"));
+    EXPECT_TRUE(text(prepared).ends_with("U:last\nA:"));
+    size_t num_bytes = 0;
+    for (const ChatMessage& message : messages) num_bytes += message.content.size() + 3;
+    EXPECT_LE(num_encoded_, num_bytes + 4 * 1400u);
+  }
+}
+
+TEST_F(PromptPreparationTest, WhatCannotFitIsNotEncoded) {
+  const PromptPreparation reject = preparation("reject", 32);
+  const std::string text(size_t{1} << 20, 'x');
+  WorkBudget budget = endless();
+  EXPECT_EQ(refusal_code([&] { reject.prepare(completion(text, 1), budget); }),
+            "context_length_exceeded");
+  EXPECT_EQ(refusal_code([&] {
+              reject.prepare(chat({{kUser, text}}, 1), budget);
+            }),
+            "context_length_exceeded");
+  EXPECT_EQ(budget.num_spent(), 0u);
+}
+
+TEST(WorkBudgetTest, EndsWorkThatIsTooMuchTooLateOrForNobody) {
+  const auto later = WorkBudget::Clock::now() + std::chrono::hours(1);
+  const auto status = [](WorkBudget budget, size_t num_bytes) {
+    try {
+      budget.spend(num_bytes);
+    } catch (const ApiError& error) {
+      return error.status();
+    }
+    return 0;
+  };
+  EXPECT_EQ(status({10, later, nullptr}, 10), 0);
+  EXPECT_EQ(status({10, later, nullptr}, 11), 413);
+  EXPECT_EQ(status({10, WorkBudget::Clock::now(), nullptr}, 0), 504);
+  EXPECT_EQ(status({10, later, [] { return true; }}, 0), 499);
+  // A long text is left in the middle.
+  const Tokenizer tokenizer = Tokenizer::from_files(testing::tiny_tokenizer_json());
+  int num_asked = 0;
+  WorkBudget budget(SIZE_MAX, later, [&] { return ++num_asked == 3; });
+  Tokenizer::EncodeOptions options;
+  const std::function<void(size_t)> spend = [&](size_t num_bytes) { budget.spend(num_bytes); };
+  options.on_progress = &spend;
+  std::string text;
+  for (int i = 0; i < 100'000; ++i) text += "x !";
+  EXPECT_THROW(tokenizer.encode(text, options), ApiError);
+  EXPECT_LT(budget.num_spent(), text.size() / 4);
 }
 
 }  // namespace

@@ -11,21 +11,37 @@ std::string CompletionJob::finish_reason_of(const Run& run) const {
   return run.finish_reason == FinishReason::kLength ? "length" : "abort";
 }
 
-json::object CompletionJob::head(bool is_chunk) const {
+/// The first members of an object, which the caller ends.
+void CompletionJob::write_head(bool is_chunk, JsonWriter& writer) const {
   const char* object = !request_.is_chat ? "text_completion"
                        : is_chunk        ? "chat.completion.chunk"
                                          : "chat.completion";
-  return {{"id", id_},
-          {"object", object},
-          {"created", created_},
-          {"model", context_->model_name},
-          {"system_fingerprint", context_->system_fingerprint}};
+  writer.begin_object().key("id").text(id_).key("object").text(object);
+  writer.key("created").integer(created_).key("model").text(context_->model_name);
+  writer.key("system_fingerprint").text(context_->system_fingerprint);
 }
 
-json::value CompletionJob::logprobs_of(const Run& run) const {
-  if (!wants_tokens()) return nullptr;
-  if (request_.is_chat) return chat_logprobs(*context_->tokenizer, run.tokens);
-  return completion_logprobs(*context_->tokenizer, run.tokens);
+/// What the choice wrote, after the prompt when that is wanted and was not sent yet.
+void CompletionJob::write_text(const Run& run, bool is_first, JsonWriter& writer) const {
+  const std::string& echo = first_of_prompt(run).echo_text;
+  if (is_first && !echo.empty()) {
+    writer.text(echo + run.shown);
+  } else {
+    writer.text(run.shown);
+  }
+}
+
+void CompletionJob::write_logprobs(const Run& run, bool is_first, JsonWriter& writer) const {
+  writer.key("logprobs");
+  if (!wants_tokens()) {
+    writer.null();
+  } else if (request_.is_chat) {
+    write_chat_logprobs(*context_->tokenizer, run.tokens, writer);
+  } else {
+    const bool has_echo = is_first && request_.echo;
+    write_completion_logprobs(has_echo ? &first_of_prompt(run).echo_logprobs : nullptr,
+                              run.logprobs, writer);
+  }
 }
 
 Usage CompletionJob::usage() const {
@@ -58,89 +74,118 @@ HttpHeaders CompletionJob::headers() const {
 }
 
 /// What comes once for a choice, in its first event or in the whole answer.
-void CompletionJob::add_first(const Run& run, json::object& event, json::object& choice) const {
-  if (num_dropped() > 0) event["caravan"] = drop_report();
+void CompletionJob::write_first(const Run& run, JsonWriter& writer) {
   if (request_.returns_token_ids) {
-    choice["prompt_token_ids"] = json::value_from(prompts_[run.prompt].ids);
+    writer.key("prompt_token_ids").ids(prompts_[run.prompt].ids);
   }
-  if (request_.num_prompt_logprobs >= 0) {
-    choice["prompt_logprobs"] =
-        prompt_logprobs(*context_->tokenizer, first_of_prompt(run).prompt_tokens);
+  if (request_.num_prompt_logprobs < 0) return;
+  Run& first = first_of_prompt(run);
+  if (!first.prompt_logprobs) {
+    first.prompt_logprobs = prompt_logprobs_json(*context_->tokenizer, first.prompt_tokens);
+    std::vector<ScoredToken>().swap(first.prompt_tokens);
   }
+  writer.key("prompt_logprobs").raw(*first.prompt_logprobs);
 }
 
-void CompletionJob::add_last(const Run& run, json::object& choice) const {
+void CompletionJob::write_last(const Run& run, JsonWriter& writer) const {
+  writer.key("finish_reason");
   if (!run.is_done) {
-    choice["finish_reason"] = nullptr;
+    writer.null();
     return;
   }
-  choice["finish_reason"] = finish_reason_of(run);
-  choice["stop_reason"] = nullptr;
-  if (run.stop_token) choice["stop_reason"] = *run.stop_token;
-  if (run.text.found_stop()) choice["stop_reason"] = run.text.stop_string();
+  writer.text(finish_reason_of(run)).key("stop_reason");
+  if (run.text.found_stop()) {
+    writer.text(run.text.stop_string());
+  } else if (run.stop_token) {
+    writer.integer(*run.stop_token);
+  } else {
+    writer.null();
+  }
 }
 
-bool CompletionJob::send(json::object event, json::object choice) {
-  if (!has_stream_) {
-    HttpHeaders more = headers();
-    more.emplace_back("cache-control", "no-cache");
-    exchange_->start_stream({.status = 200,
-                             .content_type = "text/event-stream; charset=utf-8",
-                             .body = "",
-                             .headers = std::move(more)});
-    has_stream_ = true;
-  }
-  event["choices"] = json::array{std::move(choice)};
+void CompletionJob::start_stream() {
+  HttpHeaders more = headers();
+  more.emplace_back("cache-control", "no-cache");
+  exchange_->start_stream({.status = 200,
+                           .content_type = "text/event-stream; charset=utf-8",
+                           .body = "",
+                           .headers = std::move(more)});
+  has_stream_ = true;
+}
+
+/// An event up to the members of its one choice, which the caller writes and send() ends.
+JsonWriter CompletionJob::begin_event(const Run& run, bool is_first) {
+  JsonWriter event;
+  write_head(true, event);
+  if (is_first && num_dropped() > 0) event.key("caravan").raw(json::serialize(drop_report()));
   if (request_.has_continuous_usage) {
-    event["usage"] = usage_json(usage());
+    event.key("usage").raw(json::serialize(usage_json(usage())));
   } else if (request_.includes_usage) {
-    event["usage"] = nullptr;
+    event.key("usage").null();
   }
-  if (exchange_->write(sse_event(event))) return true;
+  if (run.is_done && run.has_sent) {
+    event.key("timings").raw(json::serialize(timings_json(run.timings, run.num_cached)));
+  }
+  event.key("choices").begin_array().begin_object().key("index").integer(run.index);
+  return event;
+}
+
+bool CompletionJob::send(const JsonWriter& event) {
+  if (exchange_->write(sse_event(event.str() + "}]}"))) return true;
   end(false);  // the client is gone, or reads too slowly
   return false;
 }
 
 void CompletionJob::send_events(Run& run) {
-  const bool has_news = !run.shown.empty() || !run.tokens.empty() || !run.token_ids.empty();
+  const bool has_news = !run.shown.empty() || !run.tokens.empty() || run.logprobs.num_bytes() > 0 ||
+                        !run.token_ids.empty() ||
+                        (request_.echo && run.has_echoed && !run.has_sent);
   if (!has_news && !run.is_done) return;
-  json::object event = head(true);
-  json::object choice{{"index", run.index}};
-  const bool is_first = !run.has_sent;
-  run.has_sent = true;
-  if (is_first) add_first(run, event, choice);
+  bool is_first = !run.has_sent;
   if (is_first && request_.is_chat) {
-    choice["delta"] = {{"role", "assistant"}, {"content", ""}};
-    choice["logprobs"] = nullptr;
-    choice["finish_reason"] = nullptr;
-    if (!send(std::move(event), std::move(choice))) return;
-    event = head(true);
-    choice = {{"index", run.index}};
+    JsonWriter event = begin_event(run, true);
+    write_first(run, event);
+    event.key("delta").begin_object().key("role").text("assistant");
+    event.key("content").text("").end_object();
+    event.key("logprobs").null().key("finish_reason").null();
+    if (!send(event)) return;
+    is_first = false;
   }
+  run.has_sent = true;
+  JsonWriter event = begin_event(run, is_first);
+  if (is_first) write_first(run, event);
   if (request_.is_chat) {
-    json::object delta;
-    if (!run.shown.empty()) delta["content"] = run.shown;
-    choice["delta"] = std::move(delta);
+    event.key("delta").begin_object();
+    if (!run.shown.empty()) event.key("content").text(run.shown);
+    event.end_object();
   } else {
-    choice["text"] = run.shown;
+    event.key("text");
+    write_text(run, is_first, event);
   }
-  choice["logprobs"] = run.tokens.empty() ? json::value(nullptr) : logprobs_of(run);
-  if (request_.returns_token_ids) choice["token_ids"] = json::value_from(run.token_ids);
-  add_last(run, choice);
-  if (run.is_done) event["timings"] = timings_json(run.timings, run.num_cached);
+  const bool has_logprobs =
+      !run.tokens.empty() || run.logprobs.num_bytes() > 0 || (is_first && request_.echo);
+  if (has_logprobs) {
+    write_logprobs(run, is_first, event);
+  } else {
+    event.key("logprobs").null();
+  }
+  if (request_.returns_token_ids) event.key("token_ids").ids(run.token_ids);
+  write_last(run, event);
   run.shown.clear();
   run.tokens.clear();
+  run.logprobs = {};
   run.token_ids.clear();
-  send(std::move(event), std::move(choice));
+  send(event);
 }
 
 void CompletionJob::send_end() {
   std::string rest;
   if (request_.includes_usage) {
-    json::object event = head(true);
-    event["choices"] = json::array();
-    event["usage"] = usage_json(usage());
-    rest = sse_event(event);
+    JsonWriter event;
+    write_head(true, event);
+    event.key("choices").begin_array().end_array();
+    event.key("usage").raw(json::serialize(usage_json(usage()))).end_object();
+    rest = sse_event(event.str());
   }
   exchange_->write(rest + kSseDone);
   exchange_->finish();
@@ -166,28 +211,29 @@ std::vector<CompletionJob::Run*> CompletionJob::chosen_runs() {
   return chosen;
 }
 
-json::object CompletionJob::whole_choice(const Run& run, int64_t index) const {
-  json::object choice{{"index", index}};
+void CompletionJob::write_choice(const Run& run, int64_t index, JsonWriter& writer) {
+  writer.begin_object().key("index").integer(index);
   if (request_.is_chat) {
-    choice["message"] = {{"role", "assistant"}, {"content", run.shown}, {"refusal", nullptr}};
+    writer.key("message").begin_object().key("role").text("assistant").key("content");
+    write_text(run, true, writer);
+    writer.key("refusal").null().end_object();
   } else {
-    choice["text"] = run.shown;
+    writer.key("text");
+    write_text(run, true, writer);
   }
-  choice["logprobs"] = logprobs_of(run);
-  add_last(run, choice);
-  if (request_.returns_token_ids) choice["token_ids"] = json::value_from(run.token_ids);
-  return choice;
+  write_logprobs(run, true, writer);
+  write_last(run, writer);
+  if (request_.returns_token_ids) writer.key("token_ids").ids(run.token_ids);
+  write_first(run, writer);
+  writer.end_object();
 }
 
 void CompletionJob::respond() {
-  json::object answer = head(false);
-  json::array choices;
+  JsonWriter answer;
+  answer.reserve(static_cast<size_t>(std::min(answer_bytes_, int64_t{1} << 20)));
+  write_head(false, answer);
+  if (num_dropped() > 0) answer.key("caravan").raw(json::serialize(drop_report()));
   RequestTimings total;  // of several outputs: all their tokens, the longest of their times
-  for (const Run* run : chosen_runs()) {
-    json::object choice = whole_choice(*run, static_cast<int64_t>(choices.size()));
-    add_first(*run, answer, choice);
-    choices.push_back(std::move(choice));
-  }
   for (const Run& run : runs_) {
     total.num_output_tokens += run.timings.num_output_tokens;
     total.queue_ms = std::max(total.queue_ms, run.timings.queue_ms);
@@ -196,12 +242,21 @@ void CompletionJob::respond() {
   }
   const Usage used = usage();
   total.num_prompt_tokens = used.num_prompt_tokens;
-  answer["choices"] = std::move(choices);
-  answer["usage"] = usage_json(used);
-  answer["timings"] = timings_json(total, used.num_cached_tokens);
+  answer.key("choices").begin_array();
+  int64_t index = 0;
+  for (Run* run : chosen_runs()) {
+    write_choice(*run, index++, answer);
+    // Nobody needs them again, and the answer has just grown by them.
+    run->tokens = {};
+    run->logprobs = {};
+  }
+  answer.end_array();
+  answer.key("usage").raw(json::serialize(usage_json(used)));
+  answer.key("timings").raw(json::serialize(timings_json(total, used.num_cached_tokens)));
+  answer.end_object();
   exchange_->respond({.status = 200,
                       .content_type = "application/json",
-                      .body = json::serialize(answer),
+                      .body = answer.take(),
                       .headers = headers()});
 }
 

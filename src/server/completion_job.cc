@@ -50,7 +50,9 @@ CompletionJob::CompletionJob(const JobContext& context, GenerateRequest request,
       exchange_(std::move(exchange)),
       arrival_(arrival),
       id_(make_id(request_)),
-      created_(seconds_since_1970()) {
+      created_(seconds_since_1970()),
+      answer_bytes_(answer_bytes()),
+      thread_(&context.threads->choose(answer_bytes_)) {
   const OutputTextOptions options{.stops = request_.stop,
                                   .skips_special_tokens = request_.skips_special_tokens,
                                   .includes_stop = request_.includes_stop,
@@ -66,13 +68,54 @@ CompletionJob::CompletionJob(const JobContext& context, GenerateRequest request,
 
 void CompletionJob::start() {
   const std::lock_guard lock(mutex_);
-  check_answer_size();
+  is_over_ = true;  // unless all of it goes well
+  if (answer_bytes_ > context_->max_answer_bytes) {
+    throw_bad_request(
+        "",
+        fmt::format("the answer could have {} bytes, at most {} are allowed (--max-answer-bytes): "
+                    "ask for fewer choices, tokens or log probabilities",
+                    answer_bytes_, context_->max_answer_bytes));
+  }
+  constexpr int64_t kSmallBytes = int64_t{64} << 10;
+  if (answer_bytes_ > kSmallBytes && !exchange_->reserve(answer_bytes_)) {
+    throw ApiError(503, "server_error", "there is no memory for the answer now: try again later",
+                   "", "overloaded");
+  }
+  submit_runs();
+  is_over_ = false;
+  if (request_.stream) start_stream();
+  context_->metrics->observe_request(request_.n, max_tokens_);
+  // The exchange belongs to the job: its callback must not own the job in turn.
+  exchange_->on_disconnect([weak = weak_from_this()] {
+    const std::shared_ptr<CompletionJob> job = weak.lock();
+    if (job) job->post([job] { job->end(false); });
+  });
+}
+
+void CompletionJob::post(std::function<void()> task) {
+  thread_->post([job = shared_from_this(), task = std::move(task)] {
+    const std::lock_guard lock(job->mutex_);
+    task();
+  });
+}
+
+void CompletionJob::submit_runs() {
+  int64_t num_tokens = 0;
+  for (const Run& run : runs_) {
+    num_tokens += static_cast<int64_t>(prompts_[run.prompt].ids.size());
+  }
+  try {
+    context_->generator->check_queue(static_cast<int64_t>(runs_.size()), num_tokens);
+  } catch (const Error& error) {
+    throw_bad_request("n", error.what());
+  }
   const bool chooses = request_.best_of > request_.n;
   for (size_t i = 0; i < runs_.size(); ++i) {
     const auto copy = static_cast<uint64_t>(i) % static_cast<uint64_t>(request_.num_runs());
     GenerationRequest generation{.prompt_ids = prompts_[runs_[i].prompt].ids,
                                  .params = request_.params,
-                                 .priority = request_.priority};
+                                 .priority = request_.priority,
+                                 .prefix_scope = request_.prefix_scope};
     SamplingParams& params = generation.params;
     params.max_output_len = max_tokens_;
     params.min_output_len = std::min(params.min_output_len, max_tokens_);
@@ -83,11 +126,10 @@ void CompletionJob::start() {
     if (max_tokens_ == 0) params.num_prompt_logprobs = std::max(0, params.num_prompt_logprobs);
     const auto on_output = [job = shared_from_this(), i](GenerationOutput output) {
       // The engine's thread does no more than this.
-      job->context_->worker->post(
-          [job, i, time = Clock::now(), output = std::move(output)]() mutable {
-            const std::lock_guard task_lock(job->mutex_);
-            job->take_output(i, std::move(output), time);
-          });
+      job->thread_->post([job, i, time = Clock::now(), output = std::move(output)]() mutable {
+        const std::lock_guard task_lock(job->mutex_);
+        job->take_output(i, std::move(output), time);
+      });
     };
     std::string refusal;
     try {
@@ -96,39 +138,40 @@ void CompletionJob::start() {
       refusal = error.what();
     }
     if (runs_[i].engine_id) continue;
-    is_over_ = true;
     cancel_runs();
     if (!refusal.empty()) throw_bad_request("", refusal);
     context_->metrics->observe_refused();
     throw ApiError(429, "rate_limit_error", "the queue is full: try again later", "",
                    "rate_limit_exceeded");
   }
-  context_->metrics->observe_request(request_.n, max_tokens_);
-  // The exchange belongs to the job: its callback must not own the job in turn.
-  exchange_->on_disconnect([weak = weak_from_this()] {
-    const std::shared_ptr<CompletionJob> job = weak.lock();
-    if (!job) return;
-    job->context_->worker->post([job] {
-      const std::lock_guard task_lock(job->mutex_);
-      job->end(false);
-    });
-  });
 }
 
-/// Log probabilities are most of an answer that has them.
-void CompletionJob::check_answer_size() {
-  int64_t num_entries = 0;
-  for (const Run& run : runs_) {
-    const auto num_prompt_tokens = static_cast<int64_t>(prompts_[run.prompt].ids.size());
-    num_entries += num_prompt_tokens * (num_prompt_logprobs() + 1);
-    num_entries += max_tokens_ * (request_.num_logprobs + 1);
+/// What the answer has at most, as JSON of usual texts. Log probabilities are most of one that has
+/// them.
+int64_t CompletionJob::answer_bytes() const {
+  constexpr int64_t kBase = 1024, kChoice = 256, kTokenText = 8, kTokenId = 7, kEntry = 24;
+  const int64_t num_logprobs = request_.num_logprobs + 1;
+  const int64_t each = request_.is_chat ? kChatLogprobBytes : kCompletionLogprobBytes;
+  int64_t of_output = kChoice + max_tokens_ * (kTokenText + num_logprobs * each);
+  if (wants_tokens()) of_output += max_tokens_ * kEntry;
+  if (request_.returns_token_ids) of_output += max_tokens_ * kTokenId;
+  int64_t sum = kBase;
+  for (const PreparedPrompt& prompt : prompts_) {
+    const auto num_tokens = static_cast<int64_t>(prompt.ids.size());
+    int64_t of_prompt = 0;
+    if (request_.num_prompt_logprobs >= 0) {
+      of_prompt += num_tokens * (num_prompt_logprobs() + 1) * kPromptLogprobBytes;
+    }
+    if (request_.echo) {
+      for (const int32_t id : prompt.ids) {
+        of_prompt += static_cast<int64_t>(context_->tokenizer->token_bytes(id).size());
+      }
+      if (wants_tokens()) of_prompt += num_tokens * (num_logprobs * each + kEntry);
+    }
+    if (request_.returns_token_ids) of_prompt += num_tokens * kTokenId;
+    sum += request_.n * (of_output + of_prompt);
   }
-  if (num_entries <= kMaxLogprobs) return;
-  is_over_ = true;
-  throw_bad_request("logprobs",
-                    fmt::format("the answer could have {} log probabilities, at most {} "
-                                "are allowed: ask for fewer of them, tokens or choices",
-                                num_entries, kMaxLogprobs));
+  return sum;
 }
 
 int32_t CompletionJob::num_prompt_logprobs() const {
@@ -144,11 +187,9 @@ void CompletionJob::fail(int status, const std::string& type, const std::string&
 void CompletionJob::fail_locked(int status, const std::string& type, const std::string& message) {
   if (is_over_) return;
   if (has_stream_) {
-    exchange_->write(
-        sse_event(
-            {{"error",
-              {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}}) +
-        kSseDone);
+    const json::object event{
+        {"error", {{"message", message}, {"type", type}, {"param", nullptr}, {"code", status}}}};
+    exchange_->write(sse_event(json::serialize(event)) + kSseDone);
     exchange_->finish();
   } else {
     exchange_->respond(error_response(status, message, type));
@@ -241,7 +282,12 @@ void CompletionJob::take_tokens(Run& run, GenerationOutput& output, Clock::time_
       const bool was_asked = std::find(stops.begin(), stops.end(), token.token_id) != stops.end();
       if (was_asked) run.stop_token = token.token_id;
     }
-    if (wants_tokens()) run.tokens.push_back({std::move(token), offset});
+    if (!wants_tokens()) continue;
+    if (request_.is_chat) {
+      run.tokens.push_back({std::move(token), offset});
+    } else {
+      run.logprobs.add(*context_->tokenizer, {std::move(token), offset});
+    }
   }
   const bool goes_on = output.finish_reason == FinishReason::kNone;
   if (run.text.found_stop() && goes_on) context_->generator->cancel(*run.engine_id);
@@ -249,29 +295,33 @@ void CompletionJob::take_tokens(Run& run, GenerationOutput& output, Clock::time_
 
 void CompletionJob::echo_prompt(Run& run) {
   run.has_echoed = true;
-  const std::vector<int32_t>& ids = prompts_[run.prompt].ids;
-  std::vector<ScoredToken>& scored = first_of_prompt(run).prompt_tokens;
-  if (wants_tokens() && scored.size() + 1 == ids.size()) {
-    scored.insert(scored.begin(),
-                  ScoredToken{.token_id = ids.front(), .logprob = {}, .top_logprobs = {}});
+  Run& first = first_of_prompt(run);
+  if (&run != &first) {
+    if (!first.has_echoed) echo_prompt(first);
+    return run.text.start_at(first.num_echo_code_points);
   }
+  const std::vector<int32_t>& ids = prompts_[run.prompt].ids;
+  const std::vector<ScoredToken>& scored = run.prompt_tokens;
+  // The first token may be left out: it has no score.
+  const size_t num_unscored = scored.size() + 1 == ids.size() ? 1 : 0;
   Detokenizer detokenizer(*context_->tokenizer, /*skip_special=*/false);
   int64_t offset = 0;
   for (size_t i = 0; i < ids.size(); ++i) {
     if (wants_tokens()) {
       ScoredToken token{.token_id = ids[i], .logprob = {}, .top_logprobs = {}};
-      if (i < scored.size()) token = scored[i];
+      if (i >= num_unscored && i - num_unscored < scored.size()) token = scored[i - num_unscored];
       const auto num_wanted = static_cast<size_t>(request_.num_logprobs);
       if (token.top_logprobs.size() > num_wanted) token.top_logprobs.resize(num_wanted);
-      run.tokens.push_back({std::move(token), offset});
+      run.echo_logprobs.add(*context_->tokenizer, {std::move(token), offset});
     }
     const std::string text = detokenizer.push(ids[i]);
     offset += static_cast<int64_t>(num_code_points(text));
-    run.shown += text;
+    run.echo_text += text;
   }
   const std::string rest = detokenizer.flush();
-  run.shown += rest;
-  run.text.start_at(offset + static_cast<int64_t>(num_code_points(rest)));
+  run.echo_text += rest;
+  run.num_echo_code_points = offset + static_cast<int64_t>(num_code_points(rest));
+  run.text.start_at(run.num_echo_code_points);
 }
 
 void CompletionJob::finish_run(Run& run, const GenerationOutput& output, Clock::time_point time) {

@@ -47,6 +47,13 @@ class HttpExchange {
   /// Called once when the client leaves before the reply is complete, at once when it has already
   /// left; on any thread.
   virtual void on_disconnect(std::function<void()> callback) = 0;
+  /// The body, moved out of the request; from here on the caller has it to free.
+  std::string take_body() { return std::exchange(request_.body, std::string()); }
+  /// Whether the client has left: the rest of the work is for nobody.
+  virtual bool is_gone() const { return false; }
+  /// Takes so many bytes more of the server's memory budget for an answer in the making, until it
+  /// is sent. False when they are not there: 503 with Retry-After is the answer.
+  virtual bool reserve(int64_t num_bytes) { return num_bytes >= 0; }
 
  protected:
   HttpRequest request_;

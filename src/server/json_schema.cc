@@ -64,6 +64,15 @@ std::string type_words(const json::object& schema) {
   return all;
 }
 
+/// Of an enum, without the null.
+std::string choice_words(const json::array& allowed) {
+  std::string words;
+  for (const json::value& each : allowed) {
+    if (!each.is_null()) words += (words.empty() ? "" : ", ") + json::serialize(each);
+  }
+  return (allowed.size() > 2 ? "one of " : "") + words;
+}
+
 [[noreturn]] void refuse(const std::string& path, const std::string& got,
                          const std::string& wanted) {
   throw_bad_request(path, fmt::format("{}: got {}, expected {}",
@@ -144,6 +153,12 @@ void validate_array(const json::array& array, const json::object& schema, const 
   }
 }
 
+/// Of `additionalProperties`: members of other names are absent, or null, which is the same.
+bool is_null_only(const json::object& schema) {
+  const json::value* type = keyword(schema, "type");
+  return type != nullptr && type->is_string() && view(type->get_string()) == "null";
+}
+
 void validate_object(const json::object& object, const json::object& schema,
                      const std::string& path) {
   const std::string prefix = path.empty() ? "" : path + ".";
@@ -168,9 +183,11 @@ void validate_object(const json::object& object, const json::object& schema,
         properties == nullptr ? nullptr : properties->get_object().if_contains(member.key());
     if (known != nullptr) {
       validate_json(member.value(), known->get_object(), field);
-    } else if (others != nullptr && others->is_object()) {
+    } else if (others == nullptr) {
+      continue;
+    } else if (!is_null_only(others->get_object())) {
       validate_json(member.value(), others->get_object(), field);
-    } else if (others != nullptr && others->is_bool() && !others->get_bool()) {
+    } else if (!member.value().is_null()) {
       throw_bad_request(field, fmt::format("Unrecognized request argument supplied: {}", field),
                         "unknown_parameter");
     }
@@ -193,7 +210,10 @@ bool is_meant(const json::value& value, const json::object& schema) {
   if (!value.is_object() || required == nullptr) return true;
   const json::object& object = value.get_object();
   return std::all_of(required->get_array().begin(), required->get_array().end(),
-                     [&](const json::value& name) { return object.contains(name.get_string()); });
+                     [&](const json::value& name) {
+                       const json::value* member = object.if_contains(name.get_string());
+                       return member != nullptr && !member->is_null();
+                     });
 }
 
 void validate_any(const json::value& value, const json::array& alternatives,
@@ -222,10 +242,12 @@ void validate_json(const json::value& value, const json::object& schema, const s
   if (!has_schema_type(value, schema)) refuse(path, describe(value), type_words(schema));
   if (const json::value* values = keyword(schema, "enum")) {
     const json::array& allowed = values->get_array();
-    if (std::find(allowed.begin(), allowed.end(), value) == allowed.end()) {
-      std::string wanted = json::serialize(allowed);
-      refuse(path, describe(value), "one of " + wanted);
-    }
+    const bool is_allowed =
+        std::any_of(allowed.begin(), allowed.end(), [&](const json::value& each) {
+          return each == value || (each.is_number() && value.is_number() && !is_less(value, each) &&
+                                   !is_greater(value, each));
+        });
+    if (!is_allowed) refuse(path, describe(value), choice_words(allowed));
   }
   if (value.is_number()) validate_number(value, schema, path);
   if (value.is_string()) {

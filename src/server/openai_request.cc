@@ -69,23 +69,59 @@ std::vector<PromptInput> prompts_of(const json::value& prompt) {
   return prompts;
 }
 
+/// Of text, or of parts.
+std::string content_of(const json::value& content) {
+  if (content.is_string()) return text_of(content);
+  std::string text;
+  for (const json::value& part : content.get_array()) {
+    if (part.is_string()) {
+      text += text_of(part);
+      continue;
+    }
+    const json::value* said = find_field(part.get_object(), "text");
+    text += text_of(said != nullptr ? *said : part.get_object().at("refusal"));
+  }
+  return text;
+}
+
+/// What an assistant said, and after it the calls of tools, one a line: {"name": ...}.
+std::string assistant_content(const json::object& message) {
+  std::string text;
+  if (const json::value* content = find_field(message, "content")) {
+    text = content_of(*content);
+  } else {
+    text = string_field(message, "refusal");
+  }
+  const auto add_call = [&](const json::value& call) {
+    text += (text.empty() ? "" : "\n") + json::serialize(call);
+  };
+  if (const json::value* calls = find_field(message, "tool_calls")) {
+    for (const json::value& call : calls->get_array()) {
+      const json::value* function = find_field(call.get_object(), "function");
+      add_call(function != nullptr ? *function : call);
+    }
+  }
+  if (const json::value* call = find_field(message, "function_call")) add_call(*call);
+  return text;
+}
+
 std::vector<ChatMessage> messages_of(const json::value& messages) {
   std::vector<ChatMessage> result;
   for (const json::value& message : messages.get_array()) {
     const json::object& object = message.get_object();
     const std::string role = text_of(object.at("role"));
-    ChatMessage& added = result.emplace_back();
-    added.role = role == "user"        ? ChatRole::kUser
-                 : role == "assistant" ? ChatRole::kAssistant
-                                       : ChatRole::kSystem;
-    const json::value& content = object.at("content");
-    if (content.is_string()) {
-      added.content = text_of(content);
-    } else {
-      for (const json::value& part : content.get_array()) {
-        added.content += text_of(part.get_object().at("text"));
-      }
+    if (role == "assistant") {
+      result.push_back({ChatRole::kAssistant, assistant_content(object)});
+      continue;
     }
+    const json::value* content = find_field(object, "content");
+    if (content == nullptr) {
+      const std::string param = fmt::format("messages[{}].content", result.size());
+      throw_bad_request(param, param + ": this field is required", "missing_required_parameter");
+    }
+    // What a tool answered is told as a user would.
+    const bool is_system = role == "system" || role == "developer";
+    result.push_back({is_system ? ChatRole::kSystem : ChatRole::kUser, content_of(*content)});
   }
   return result;
 }
@@ -105,6 +141,7 @@ std::vector<std::pair<int32_t, float>> logit_bias_of(const json::object& body, i
   std::vector<std::pair<int32_t, float>> entries;
   std::set<int32_t> ids;
   for (const auto& member : bias->get_object()) {
+    if (member.value().is_null()) continue;
     const std::string_view key(member.key().data(), member.key().size());
     int32_t id = -1;
     const auto [end, error] = std::from_chars(key.data(), key.data() + key.size(), id);
@@ -121,6 +158,11 @@ std::vector<std::pair<int32_t, float>> logit_bias_of(const json::object& body, i
   return entries;
 }
 
+EncodeRequest encoding_of(const json::object& body) {
+  return {.adds_special = flag_of(body, "add_special_tokens", true),
+          .parses_special = flag_of(body, "parse_special", false)};
+}
+
 std::string request_id_of(const json::object& body) {
   std::string id = string_field(body, "request_id");
   const bool is_plain = std::all_of(id.begin(), id.end(), [](char c) {
@@ -133,6 +175,25 @@ std::string request_id_of(const json::object& body) {
                                                 printable(id)));
   }
   return id;
+}
+
+/// What clients do ask for, in words that say more than the schema's.
+void refuse_unsupported(const json::object& body, const json::object& schema) {
+  const json::value* fields = schema.if_contains("properties");
+  if (fields == nullptr) return;
+  const auto refuse = [&](const char* name, const char* why) {
+    const json::value* value = find_field(body, name);
+    if (value == nullptr || !fields->get_object().contains(name)) return;
+    const bool is_empty = (value->is_string() && value->get_string().empty()) ||
+                          (value->is_array() && value->get_array().empty());
+    if (is_empty) return;
+    throw_bad_request(name,
+                      fmt::format("{}: got {}, but {}: leave it out", name, describe(*value), why),
+                      "unsupported_parameter");
+  };
+  refuse("suffix", "this model cannot fill in text");
+  refuse("tools", "tools are not supported yet");
+  refuse("functions", "tools are not supported yet");
 }
 
 }  // namespace
@@ -182,16 +243,7 @@ json::object RequestParser::parse(std::string_view body, const json::object& sch
     throw_bad_request("",
                       fmt::format("request body: got {}, expected a JSON object", describe(value)));
   }
-  if (const json::value* suffix = find_field(value.get_object(), "suffix")) {
-    const json::value* fields = schema.if_contains("properties");
-    if (fields != nullptr && fields->get_object().contains("suffix")) {
-      throw_bad_request("suffix",
-                        fmt::format("suffix: got {}, but this model cannot fill in text: "
-                                    "leave it out",
-                                    describe(*suffix)),
-                        "unsupported_parameter");
-    }
-  }
+  refuse_unsupported(value.get_object(), schema);
   validate_json(value, schema, "");
   return std::move(value.get_object());
 }
@@ -201,11 +253,11 @@ void RequestParser::read_common(const json::object& body, GenerateRequest& reque
   request.n = integer_of(body, "n", 1);
   request.stream = flag_of(body, "stream", false);
   if (const json::value* options = find_field(body, "stream_options")) {
-    if (!request.stream) {
-      throw_bad_request("stream_options", "stream_options: only allowed when stream is true");
-    }
     request.includes_usage = flag_of(options->get_object(), "include_usage", false);
     request.has_continuous_usage = flag_of(options->get_object(), "continuous_usage_stats", false);
+    if (!request.stream && (request.includes_usage || request.has_continuous_usage)) {
+      throw_bad_request("stream_options", "stream_options: only allowed when stream is true");
+    }
   }
   SamplingParams& params = request.params;
   params.temperature = number_of(body, "temperature", defaults_.temperature);
@@ -238,6 +290,14 @@ void RequestParser::read_common(const json::object& body, GenerateRequest& reque
     request.overflow = text_of(*overflow);
   }
   request.priority = static_cast<int32_t>(integer_of(body, "priority", 0));
+  if (request.priority != 0 && !limits_.has_priorities) {
+    throw_bad_request("priority",
+                      fmt::format("priority: got {}, but this server takes requests in "
+                                  "the order they come (--scheduling-policy fcfs): leave "
+                                  "it out",
+                                  request.priority));
+  }
+  request.cache_salt = string_field(body, "cache_salt");
   request.request_id = request_id_of(body);
   request.returns_token_ids = flag_of(body, "return_token_ids", false);
 }
@@ -247,6 +307,7 @@ GenerateRequest RequestParser::completion(std::string_view text) const {
   GenerateRequest request;
   read_common(body, request);
   request.prompts = prompts_of(body.at("prompt"));
+  request.encoding = encoding_of(body);
   request.max_tokens = optional_integer(body, "max_tokens");
   request.best_of = integer_of(body, "best_of", request.n);
   request.num_logprobs = static_cast<int32_t>(integer_of(body, "logprobs", -1));
@@ -290,8 +351,14 @@ GenerateRequest RequestParser::chat(std::string_view text) const {
   if (!request.max_tokens) request.max_tokens = optional_integer(body, "max_tokens");
   const std::optional<int64_t> top = optional_integer(body, "top_logprobs");
   const bool wants_logprobs = flag_of(body, "logprobs", false);
-  if (top && !wants_logprobs) {
+  if (top.value_or(0) > 0 && !wants_logprobs) {
     throw_bad_request("top_logprobs", "top_logprobs: only allowed when logprobs is true");
+  }
+  if (flag_of(body, "continue_final_message", false) &&
+      request.messages.back().role != ChatRole::kAssistant) {
+    throw_bad_request("continue_final_message",
+                      "continue_final_message: got true, but the last message is not an "
+                      "assistant's");
   }
   if (wants_logprobs) request.num_logprobs = static_cast<int32_t>(top.value_or(0));
   return request;
@@ -302,6 +369,7 @@ TokenizeRequest RequestParser::tokenize(std::string_view text) const {
   TokenizeRequest request;
   request.model = string_field(body, "model");
   if (const json::value* prompt = find_field(body, "prompt")) request.prompt = text_of(*prompt);
+  request.encoding = encoding_of(body);
   if (const json::value* messages = find_field(body, "messages")) {
     request.messages = messages_of(*messages);
   }

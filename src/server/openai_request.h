@@ -31,9 +31,16 @@ struct PromptInput {
   bool is_ids = false;
 };
 
+/// How texts of a request become tokens.
+struct EncodeRequest {
+  bool adds_special = true;     // what the tokenizer puts around a prompt
+  bool parses_special = false;  // text that looks like a special token is one
+};
+
 /// POST /v1/completions or /v1/chat/completions, checked.
 struct GenerateRequest {
   bool is_chat = false;
+  EncodeRequest encoding;             // of the texts
   std::string model;                  // "" when absent
   std::vector<PromptInput> prompts;   // completions
   std::vector<ChatMessage> messages;  // chat
@@ -45,6 +52,8 @@ struct GenerateRequest {
   int64_t n = 1;
   int64_t best_of = 1;  // at least n
   int32_t priority = 0;
+  std::string cache_salt;    // "" when absent
+  std::string prefix_scope;  // the server's, of API key and salt
   bool stream = false;
   bool includes_usage = false;
   bool has_continuous_usage = false;
@@ -67,6 +76,7 @@ struct GenerateRequest {
 struct TokenizeRequest {
   std::string model;
   std::optional<std::string> prompt;
+  EncodeRequest encoding;
   std::vector<ChatMessage> messages;
   bool returns_token_strings = false;
 };

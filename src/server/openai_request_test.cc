@@ -1,8 +1,10 @@
 #include "server/openai_request.h"
 
+#include <fmt/core.h>
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <utility>
 
 #include "server/api_error.h"
 #include "server/json_schema.h"
@@ -10,7 +12,7 @@
 namespace caravan {
 namespace {
 
-const ApiLimits kLimits{.max_model_len = 2048, .vocab_size = 50258};
+const ApiLimits kLimits{.max_model_len = 2048, .vocab_size = 50258, .has_priorities = true};
 
 RequestParser parser() { return {kLimits, {}}; }
 
@@ -135,7 +137,7 @@ TEST(RequestParserTest, LimitsOfEveryNumberAreExact) {
       {"logprobs", {"0", "20"}, {"-1", "21", "true"}},
       {"prompt_logprobs", {"0", "20"}, {"-1", "21"}},
       {"min_tokens", {"0", "2147483647"}, {"-1", "2147483648"}},
-      {"priority", {"-2147483648", "2147483647"}, {"-2147483649", "2147483648"}},
+      {"priority", {"-10", "10", "0"}, {"-11", "11", "-2147483648", "1.5"}},
       {"seed",
        {"-9223372036854775808", "9223372036854775807", "0"},
        {"9223372036854775808", "-9223372036854775809", "18446744073709551616", "9.3e18", "-9.3e18",
@@ -226,17 +228,18 @@ TEST(RequestParserTest, LimitsOfListsAndTextsAreExact) {
   EXPECT_EQ(chat_refusal("{\"messages\": " + repeated(message, 256) + "}"), "");
   EXPECT_EQ(chat_refusal("{\"messages\": " + repeated(message, 257) + "}"), "messages");
   EXPECT_EQ(chat_refusal(R"({"messages": []})"), "messages");
-  EXPECT_EQ(chat_refusal(R"({"messages": [{"role": "tool", "content": "a"}]})"),
+  EXPECT_EQ(chat_refusal(R"({"messages": [{"role": "robot", "content": "a"}]})"),
             "messages[0].role");
   EXPECT_EQ(chat_refusal(R"({"messages": [{"role": "user"}]})"), "messages[0].content");
   EXPECT_EQ(chat_refusal(R"({"messages": [{"role": "user", "content": null}]})"),
             "messages[0].content");
   EXPECT_EQ(chat_refusal(R"({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]})"),
-            "messages[0].content[0].text");
+            "messages[0].content[0]");
 }
 
 TEST(RequestParserTest, FieldsThatContradictEachOtherAreRefused) {
-  EXPECT_EQ(completion_refusal(with("stream_options", "{}")), "stream_options");
+  EXPECT_EQ(completion_refusal(with("stream_options", R"({"include_usage": true})")),
+            "stream_options");
   EXPECT_EQ(completion_refusal(R"({"prompt": "a", "n": 3, "best_of": 2})"), "best_of");
   EXPECT_EQ(completion_refusal(R"({"prompt": "a", "stream": true, "best_of": 2})"), "best_of");
   EXPECT_EQ(completion_refusal(R"({"prompt": "a", "max_tokens": 0})"), "max_tokens");
@@ -253,6 +256,191 @@ TEST(RequestParserTest, FieldsThatContradictEachOtherAreRefused) {
   EXPECT_EQ(chat(R"("tools": [{"type": "function"}])"), "tools");
   EXPECT_EQ(chat(R"("max_completion_tokens": 0)"), "max_completion_tokens");
   EXPECT_EQ(chat(R"("echo": true)"), "echo");
+}
+
+std::string chat_of(const std::string& messages, const std::string& more = "") {
+  return "{\"messages\": [" + messages + "]" + more + "}";
+}
+const std::string kUserTurn = R"({"role": "user", "content": "a"})";
+
+TEST(RequestParserTest, NullIsAbsentAtEveryLevelWhateverItsName) {
+  for (const char* name : {"guided_json", "prompt_embeds", "no_such_field", "suffix", "stop",
+                           "seed", "stream_options", "logit_bias", "response_format"}) {
+    EXPECT_EQ(completion_refusal(with(name, "null")), "") << name;
+  }
+  for (const char* name : {"audio", "prediction", "tools", "function_call", "chat_template"}) {
+    EXPECT_EQ(chat_refusal(chat_of(kUserTurn, ", \"" + std::string(name) + "\": null")), "")
+        << name;
+  }
+  // OpenAI's message, dumped.
+  EXPECT_EQ(chat_refusal(chat_of(
+                kUserTurn +
+                R"(,{"role": "assistant", "content": "b", "refusal": null, "annotations": null,
+                     "audio": null, "function_call": null, "tool_calls": null, "name": null,
+                     "reasoning_content": null, "x": null},)" +
+                kUserTurn)),
+            "");
+  EXPECT_EQ(chat_refusal(chat_of(
+                R"({"role": "user", "content": [{"type": "text", "text": "a", "image_url": null,
+                    "cache_control": null}]})")),
+            "");
+  EXPECT_EQ(completion_refusal(
+                R"({"prompt": "a", "stream": true, "stream_options": {"x": null,
+                    "include_usage": null}, "response_format": {"type": "text",
+                    "json_schema": null}, "logit_bias": {"5": null}})"),
+            "");
+  EXPECT_TRUE(parser().completion(with("logit_bias", R"({"5": null})")).params.logit_bias.empty());
+  EXPECT_EQ(refused_param([] {
+              parser().tokenize(R"({"prompt": null, "messages": [{"role": "user", "content": "b"}],
+                                    "x": null})");
+            }),
+            "");
+  // Other values of unknown names stay errors, at every level too.
+  EXPECT_EQ(completion_refusal(with("no_such_field", "false")), "no_such_field");
+  EXPECT_EQ(chat_refusal(chat_of(R"({"role": "user", "content": "a", "x": 1})")), "messages[0].x");
+  EXPECT_EQ(completion_refusal(R"({"prompt": "a", "stream": true, "stream_options": {"x": true}})"),
+            "stream_options.x");
+  // What is required is not there when it is null.
+  EXPECT_EQ(chat_refusal(R"({"messages": null})"), "messages");
+  EXPECT_EQ(chat_refusal(chat_of(R"({"role": null, "content": "a"})")), "messages[0].role");
+}
+
+TEST(RequestParserTest, FieldsOfOtherServersAtValuesThatChangeNothing) {
+  const std::vector<std::pair<const char*, const char*>> both{
+      {"use_beam_search", "false"},
+      {"length_penalty", "1.0"},
+      {"length_penalty", "1"},
+      {"early_stopping", "false"},
+      {"detokenize", "true"},
+      {"bad_words", "[]"},
+      {"allowed_token_ids", "null"},
+      {"n_probs", "0"},
+      {"mirostat", "0"},
+      {"typical_p", "1.0"},
+      {"repeat_penalty", "1.0"},
+      {"cache_prompt", "false"},
+      {"logits_processors", "[]"},
+      {"id_slot", "-1"},
+      {"grammar", "\"\""},
+      {"return_tokens_as_token_ids", "false"}};
+  for (const auto& [name, value] : both) {
+    EXPECT_EQ(completion_refusal(with(name, value)), "") << name;
+    EXPECT_EQ(chat_refusal(chat_of(kUserTurn, fmt::format(", \"{}\": {}", name, value))), "")
+        << name;
+  }
+  for (const auto& [name, value] :
+       std::vector<std::pair<const char*, const char*>>{{"suffix", "\"\""},
+                                                        {"add_special_tokens", "true"},
+                                                        {"stream_options", "{}"},
+                                                        {"parse_special", "false"},
+                                                        {"echo", "false"}}) {
+    EXPECT_EQ(completion_refusal(with(name, value)), "") << name;
+  }
+  for (const auto& [name, value] :
+       std::vector<std::pair<const char*, const char*>>{{"echo", "false"},
+                                                        {"add_generation_prompt", "true"},
+                                                        {"modalities", "[\"text\"]"},
+                                                        {"top_logprobs", "0"},
+                                                        {"best_of", "1"},
+                                                        {"documents", "[]"},
+                                                        {"tools", "[]"},
+                                                        {"chat_template_kwargs", "{}"},
+                                                        {"tool_choice", "\"auto\""},
+                                                        {"functions", "[]"},
+                                                        {"reasoning_effort", "\"none\""},
+                                                        {"add_special_tokens", "false"},
+                                                        {"continue_final_message", "false"},
+                                                        {"parallel_tool_calls", "true"}}) {
+    EXPECT_EQ(chat_refusal(chat_of(kUserTurn, fmt::format(", \"{}\": {}", name, value))), "")
+        << name;
+  }
+  // What would change the answer is named.
+  for (const auto& [name, value] :
+       std::vector<std::pair<const char*, const char*>>{{"use_beam_search", "true"},
+                                                        {"length_penalty", "0.5"},
+                                                        {"early_stopping", "true"},
+                                                        {"detokenize", "false"},
+                                                        {"bad_words", "[\"x\"]"},
+                                                        {"allowed_token_ids", "[1]"},
+                                                        {"suffix", "\"x\""},
+                                                        {"mirostat", "2"},
+                                                        {"typical_p", "0.9"},
+                                                        {"grammar", "\"x\""}}) {
+    EXPECT_EQ(completion_refusal(with(name, value)), name);
+  }
+  for (const auto& [name, value] :
+       std::vector<std::pair<const char*, const char*>>{{"echo", "true"},
+                                                        {"add_generation_prompt", "false"},
+                                                        {"modalities", "[\"audio\"]"},
+                                                        {"tools", "[{}]"},
+                                                        {"tool_choice", "\"required\""},
+                                                        {"best_of", "2"},
+                                                        {"reasoning_effort", "\"high\""},
+                                                        {"continue_final_message", "true"}}) {
+    EXPECT_EQ(chat_refusal(chat_of(kUserTurn, fmt::format(", \"{}\": {}", name, value))), name);
+  }
+}
+
+TEST(RequestParserTest, MessagesInEveryFormThatClientsSend) {
+  const auto content = [](const std::string& message) {
+    const std::vector<ChatMessage> messages = parser().chat(chat_of(message)).messages;
+    EXPECT_EQ(messages.size(), 1u);
+    return messages.at(0).content;
+  };
+  EXPECT_EQ(content(R"({"role": "assistant", "content": null})"), "");
+  EXPECT_EQ(content(R"({"role": "assistant"})"), "");
+  EXPECT_EQ(content(R"({"role": "assistant", "content": null, "refusal": "No."})"), "No.");
+  EXPECT_EQ(content(R"({"role": "user", "content": ""})"), "");
+  EXPECT_EQ(content(R"({"role": "user", "content": []})"), "");
+  EXPECT_EQ(content(R"({"role": "user", "content": ["a", {"type": "text", "text": "b"}, "c"]})"),
+            "abc");
+  EXPECT_EQ(content(R"({"role": "user", "content": [{"type": "input_text", "text": "b",
+                        "cache_control": {"type": "ephemeral"}}], "id": "m1", "name": "n",
+                        "cache_control": {"type": "ephemeral"}})"),
+            "b");
+  EXPECT_EQ(content(R"({"role": "assistant", "content": [{"type": "output_text", "text": "b",
+                        "annotations": []}, {"type": "refusal", "refusal": "c"}],
+                        "annotations": [], "tool_calls": [], "reasoning_content": "thinking"})"),
+            "bc");
+  EXPECT_EQ(content(R"({"role": "assistant", "content": null, "tool_calls": [{"id": "1",
+                        "type": "function", "function": {"name": "f", "arguments": "{}"}}]})"),
+            R"({"name":"f","arguments":"{}"})");
+  for (const char* role : {"tool", "function"}) {
+    const auto messages =
+        parser()
+            .chat(chat_of(fmt::format(
+                R"({{"role": "{}", "content": "42", "tool_call_id": "1", "name": "f"}})", role)))
+            .messages;
+    EXPECT_EQ(messages.at(0).role, ChatRole::kUser);
+    EXPECT_EQ(messages.at(0).content, "42");
+  }
+  EXPECT_EQ(parser().chat(chat_of(R"({"role": "developer", "content": "a"})")).messages.at(0).role,
+            ChatRole::kSystem);
+  for (const char* message :
+       {R"({"role": "user", "content": null})", R"({"role": "system"})", R"({"role": "tool"})",
+        R"({"role": "user", "content": 5})", R"({"role": "user", "content": {"type": "text"}})",
+        R"({"role": "USER", "content": "a"})", R"({"content": "a"})", R"("hi")",
+        R"({"role": "user", "content": [5]})", R"({"role": "user", "content": [{"text": "a"}]})",
+        R"({"role": "user", "content": [{"type": "text", "text": null}]})",
+        R"({"role": "assistant", "content": "a", "audio": {"id": "x"}})"}) {
+    EXPECT_TRUE(chat_refusal(chat_of(message)).starts_with("messages[0]")) << message;
+  }
+}
+
+TEST(RequestParserTest, PrioritiesWantTheServersFlag) {
+  const RequestParser fcfs({.max_model_len = 2048, .vocab_size = 50258}, {});
+  EXPECT_EQ(fcfs.completion(with("priority", "0")).priority, 0);
+  EXPECT_EQ(refused_param([&] { fcfs.completion(with("priority", "1")); }), "priority");
+  EXPECT_EQ(refused_param([&] { fcfs.chat(chat_of(kUserTurn, ", \"priority\": -1")); }),
+            "priority");
+}
+
+TEST(RequestParserTest, CacheSaltIsATextThatIsNotEmpty) {
+  EXPECT_EQ(parser().completion(with("cache_salt", "\"s\"")).cache_salt, "s");
+  EXPECT_EQ(parser().completion(with("cache_salt", "null")).cache_salt, "");
+  for (const char* value : {"\"\"", "5", "[]", "true"}) {
+    EXPECT_EQ(completion_refusal(with("cache_salt", value)), "cache_salt") << value;
+  }
 }
 
 TEST(RequestParserTest, WhatIsNotJsonIsRefused) {

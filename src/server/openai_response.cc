@@ -14,11 +14,10 @@ namespace json = boost::json;
 namespace {
 
 // JSON has no infinity; OpenAI writes this for "impossible".
-constexpr double kLeastLogprob = -9999.0;
+constexpr float kLeastLogprob = -9999.0f;
 
-double finite(float logprob) {
-  return std::isfinite(logprob) ? std::max(static_cast<double>(logprob), kLeastLogprob)
-                                : kLeastLogprob;
+float finite(float logprob) {
+  return std::isfinite(logprob) ? std::max(logprob, kLeastLogprob) : kLeastLogprob;
 }
 
 bool is_whole_utf8(std::string_view bytes) {
@@ -30,17 +29,14 @@ bool is_whole_utf8(std::string_view bytes) {
   return true;
 }
 
-json::array byte_array(std::string_view bytes) {
-  json::array array;
-  array.reserve(bytes.size());
-  for (const char c : bytes) array.push_back(static_cast<int>(static_cast<uint8_t>(c)));
-  return array;
-}
-
-json::object chat_token(const Tokenizer& tokenizer, const TokenLogprob& token) {
-  return {{"token", token_text(tokenizer, token.token_id)},
-          {"logprob", finite(token.logprob)},
-          {"bytes", byte_array(tokenizer.token_bytes(token.token_id))}};
+/// The members of an object, which the caller ends.
+void begin_chat_token(const Tokenizer& tokenizer, const TokenLogprob& token, JsonWriter& writer) {
+  writer.begin_object().key("token").text(token_text(tokenizer, token.token_id));
+  writer.key("logprob").number(finite(token.logprob)).key("bytes").begin_array();
+  for (const char c : tokenizer.token_bytes(token.token_id)) {
+    writer.integer(static_cast<uint8_t>(c));
+  }
+  writer.end_array();
 }
 
 TokenLogprob own_logprob(const ScoredToken& token) {
@@ -65,64 +61,92 @@ std::string token_text(const Tokenizer& tokenizer, int32_t id) {
   return text;
 }
 
-json::object completion_logprobs(const Tokenizer& tokenizer, std::span<const ShownToken> tokens) {
-  json::array texts, logprobs, tops, offsets;
-  for (const ShownToken& token : tokens) {
-    texts.push_back(json::value(token_text(tokenizer, token.scored.token_id)));
-    offsets.push_back(token.text_offset);
-    if (!token.scored.logprob) {
-      logprobs.push_back(nullptr);
-      tops.push_back(nullptr);
-      continue;
-    }
-    logprobs.push_back(finite(token.scored.logprob->logprob));
-    json::object top;
-    for (const TokenLogprob& other : token.scored.top_logprobs) {
-      top[token_text(tokenizer, other.token_id)] = finite(other.logprob);
-    }
-    top[token_text(tokenizer, token.scored.token_id)] = finite(token.scored.logprob->logprob);
-    tops.push_back(std::move(top));
+void LogprobItems::add(const Tokenizer& tokenizer, const ShownToken& token) {
+  const std::string own_text = token_text(tokenizer, token.scored.token_id);
+  tokens.text(own_text);
+  text_offset.integer(token.text_offset);
+  if (!token.scored.logprob) {
+    token_logprobs.null();
+    top_logprobs.null();
+    return;
   }
-  return {{"tokens", std::move(texts)},
-          {"token_logprobs", std::move(logprobs)},
-          {"top_logprobs", std::move(tops)},
-          {"text_offset", std::move(offsets)}};
-}
-
-json::object chat_logprobs(const Tokenizer& tokenizer, std::span<const ShownToken> tokens) {
-  json::array content;
-  for (const ShownToken& token : tokens) {
-    json::object entry = chat_token(tokenizer, own_logprob(token.scored));
-    json::array tops;
-    for (const TokenLogprob& other : token.scored.top_logprobs) {
-      tops.push_back(chat_token(tokenizer, other));
+  const float own = finite(token.scored.logprob->logprob);
+  token_logprobs.number(own);
+  // Several tokens may have one text; names of members are unique, and the token's own goes first.
+  std::vector<std::pair<std::string, float>> top;
+  const auto put = [&](std::string text, float logprob) {
+    const auto same = std::find_if(top.begin(), top.end(),
+                                   [&](const auto& entry) { return entry.first == text; });
+    if (same == top.end()) {
+      top.emplace_back(std::move(text), logprob);
+    } else {
+      same->second = logprob;
     }
-    entry["top_logprobs"] = std::move(tops);
-    content.push_back(std::move(entry));
-  }
-  return {{"content", std::move(content)}, {"refusal", nullptr}};
-}
-
-json::array prompt_logprobs(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens) {
-  json::array all;
-  const auto entry = [&](const TokenLogprob& token) {
-    return json::object{{"logprob", finite(token.logprob)},
-                        {"rank", token.rank},
-                        {"decoded_token", token_text(tokenizer, token.token_id)}};
   };
+  for (const TokenLogprob& other : token.scored.top_logprobs) {
+    put(token_text(tokenizer, other.token_id), finite(other.logprob));
+  }
+  put(own_text, own);
+  top_logprobs.begin_object();
+  for (const auto& [text, logprob] : top) top_logprobs.key(text).number(logprob);
+  top_logprobs.end_object();
+}
+
+size_t LogprobItems::num_bytes() const {
+  return tokens.size() + token_logprobs.size() + top_logprobs.size() + text_offset.size();
+}
+
+void write_completion_logprobs(const LogprobItems* prompt, const LogprobItems& output,
+                               JsonWriter& writer) {
+  const auto write = [&](const char* name, JsonWriter LogprobItems::*items) {
+    writer.key(name).begin_array();
+    if (prompt != nullptr) writer.raw_items((prompt->*items).str());
+    writer.raw_items((output.*items).str()).end_array();
+  };
+  writer.begin_object();
+  write("tokens", &LogprobItems::tokens);
+  write("token_logprobs", &LogprobItems::token_logprobs);
+  write("top_logprobs", &LogprobItems::top_logprobs);
+  write("text_offset", &LogprobItems::text_offset);
+  writer.end_object();
+}
+
+void write_chat_logprobs(const Tokenizer& tokenizer, std::span<const ShownToken> tokens,
+                         JsonWriter& writer) {
+  writer.begin_object().key("content").begin_array();
+  for (const ShownToken& token : tokens) {
+    begin_chat_token(tokenizer, own_logprob(token.scored), writer);
+    writer.key("top_logprobs").begin_array();
+    for (const TokenLogprob& other : token.scored.top_logprobs) {
+      begin_chat_token(tokenizer, other, writer);
+      writer.end_object();
+    }
+    writer.end_array().end_object();
+  }
+  writer.end_array().key("refusal").null().end_object();
+}
+
+std::string prompt_logprobs_json(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens) {
+  JsonWriter writer;
+  const auto write = [&](const TokenLogprob& token) {
+    writer.key(std::to_string(token.token_id)).begin_object();
+    writer.key("logprob").number(finite(token.logprob)).key("rank").integer(token.rank);
+    writer.key("decoded_token").text(token_text(tokenizer, token.token_id)).end_object();
+  };
+  writer.begin_array();
   for (const ScoredToken& token : tokens) {
     if (!token.logprob) {
-      all.push_back(nullptr);
+      writer.null();
       continue;
     }
-    json::object row;
-    row[std::to_string(token.token_id)] = entry(*token.logprob);
+    writer.begin_object();
+    write(*token.logprob);
     for (const TokenLogprob& other : token.top_logprobs) {
-      row[std::to_string(other.token_id)] = entry(other);
+      if (other.token_id != token.logprob->token_id) write(other);
     }
-    all.push_back(std::move(row));
+    writer.end_object();
   }
-  return all;
+  return writer.end_array().take();
 }
 
 json::object usage_json(const Usage& usage) {
@@ -148,8 +172,6 @@ json::object timings_json(const RequestTimings& timings, int64_t num_cached_toke
           {"queue_ms", timings.queue_ms}};
 }
 
-std::string sse_event(const json::object& data) {
-  return "data: " + json::serialize(data) + "\n\n";
-}
+std::string sse_event(std::string_view data) { return fmt::format("data: {}\n\n", data); }
 
 }  // namespace caravan

@@ -3,11 +3,13 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "caravan/llm.h"
 #include "core/json.h"
 #include "sampling/logprobs.h"
+#include "server/json_writer.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -27,17 +29,30 @@ struct Usage {
 /// A token in JSON: its text, or "bytes:\xe2\x80" where it is no whole UTF-8 text by itself.
 std::string token_text(const Tokenizer& tokenizer, int32_t id);
 
-/// `logprobs` of a text completion: tokens, token_logprobs, top_logprobs and text_offset, one
-/// entry a token; the first token of an echoed prompt has null. top_logprobs names the token
-/// itself too.
-boost::json::object completion_logprobs(const Tokenizer& tokenizer,
-                                        std::span<const ShownToken> tokens);
+/// The arrays of a text completion's `logprobs`, one entry a token, without their brackets: a
+/// prompt that is echoed is written once for all its choices. The first token of one has null.
+/// top_logprobs names the token itself too.
+struct LogprobItems {
+  JsonWriter tokens, token_logprobs, top_logprobs, text_offset;
+
+  void add(const Tokenizer& tokenizer, const ShownToken& token);
+  size_t num_bytes() const;
+};
+/// tokens, token_logprobs, top_logprobs and text_offset: those of the prompt, then of the output.
+void write_completion_logprobs(const LogprobItems* prompt, const LogprobItems& output,
+                               JsonWriter& writer);
 
 /// `logprobs` of a chat completion: content[] of token, logprob, bytes and top_logprobs[].
-boost::json::object chat_logprobs(const Tokenizer& tokenizer, std::span<const ShownToken> tokens);
+void write_chat_logprobs(const Tokenizer& tokenizer, std::span<const ShownToken> tokens,
+                         JsonWriter& writer);
 
 /// vLLM's prompt_logprobs: for each token null or {"<id>": {logprob, rank, decoded_token}}.
-boost::json::array prompt_logprobs(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens);
+std::string prompt_logprobs_json(const Tokenizer& tokenizer, std::span<const ScoredToken> tokens);
+
+/// Bytes of JSON of one log probability, with what stands around it.
+inline constexpr int64_t kCompletionLogprobBytes = 40;
+inline constexpr int64_t kChatLogprobBytes = 90;
+inline constexpr int64_t kPromptLogprobBytes = 80;
 
 boost::json::object usage_json(const Usage& usage);
 
@@ -45,8 +60,8 @@ boost::json::object usage_json(const Usage& usage);
 /// the same of predicted_; prompt_n leaves cached tokens out. And queue_ms.
 boost::json::object timings_json(const RequestTimings& timings, int64_t num_cached_tokens);
 
-/// One server-sent event.
-std::string sse_event(const boost::json::object& data);
+/// One server-sent event with this JSON.
+std::string sse_event(std::string_view data);
 inline constexpr const char* kSseDone = "data: [DONE]\n\n";
 
 }  // namespace caravan

@@ -1,6 +1,8 @@
 #include "server/request_schema.h"
 
+#include <algorithm>
 #include <limits>
+#include <span>
 #include <string_view>
 
 namespace caravan {
@@ -101,24 +103,132 @@ json::object stop_field(const ApiLimits& limits) {
            "Texts that end the output; not part of it, unless include_stop_str_in_output."}};
 }
 
+/// The same schema for null too.
+void make_nullable(json::object& schema) {
+  const auto add_to = [](json::array& list, const json::value& null) {
+    if (std::find(list.begin(), list.end(), null) == list.end()) list.push_back(null);
+  };
+  if (json::value* alternatives = schema.if_contains("anyOf")) {
+    add_to(alternatives->get_array(), json::object{{"type", "null"}});
+  }
+  if (json::value* type = schema.if_contains("type")) {
+    if (type->is_string()) *type = json::array{*type};
+    add_to(type->get_array(), "null");
+  }
+  if (json::value* values = schema.if_contains("enum")) add_to(values->get_array(), nullptr);
+}
+
+/// An object of these members and no others, but for null, which is the same as absent.
+json::object object_of(json::object properties, json::array required) {
+  for (auto& member : properties) {
+    const json::value name(member.key());
+    const bool is_required = std::find(required.begin(), required.end(), name) != required.end();
+    if (!is_required) make_nullable(member.value().get_object());
+  }
+  return {{"type", "object"},
+          {"title", "an object"},
+          {"properties", std::move(properties)},
+          {"required", std::move(required)},
+          {"additionalProperties", json::object{{"type", "null"}}}};
+}
+
+json::object nullable_object(json::object properties, json::array required,
+                             std::string_view description) {
+  json::object schema = object_of(std::move(properties), std::move(required));
+  schema.erase("title");
+  schema["type"] = json::array{"object", "null"};
+  schema["description"] = description;
+  return schema;
+}
+
+/// A field of other servers, and the values at which it changes nothing here: those that mean
+/// "off", or what is done anyway. Any other would change the answer and is an error.
+struct OffField {
+  const char* name;
+  const char* values;  // JSON
+};
+
+constexpr OffField kOffFields[] = {
+    // vLLM's
+    {"use_beam_search", "[false]"},
+    {"length_penalty", "[1]"},
+    {"early_stopping", "[false]"},
+    {"detokenize", "[true]"},
+    {"bad_words", "[[]]"},
+    {"allowed_token_ids", "[[]]"},
+    {"logits_processors", "[[]]"},
+    {"return_tokens_as_token_ids", "[false]"},
+    {"mm_processor_kwargs", "[{}]"},
+    {"vllm_xargs", "[{}]"},
+    // llama.cpp's
+    {"n_probs", "[0]"},
+    {"n_indent", "[0]"},
+    {"id_slot", "[-1]"},
+    {"mirostat", "[0]"},
+    {"typical_p", "[1]"},
+    {"top_n_sigma", "[-1]"},
+    {"dynatemp_range", "[0]"},
+    {"dry_multiplier", "[0]"},
+    {"xtc_probability", "[0]"},
+    {"repeat_penalty", "[1]"},
+    {"grammar", "[\"\"]"},
+    {"lora", "[[]]"},
+};
+constexpr OffField kChatOffFields[] = {
+    {"echo", "[false]"},
+    {"add_generation_prompt", "[true]"},
+    {"add_special_tokens", "[false]"},
+    {"best_of", "[1]"},
+    {"modalities", "[[\"text\"]]"},
+    {"documents", "[[]]"},
+    {"chat_template_kwargs", "[{}]"},
+    {"reasoning_effort", "[\"none\"]"},
+    {"verbosity", "[\"medium\"]"},
+    {"tools", "[[]]"},
+    {"functions", "[[]]"},
+    {"tool_choice", "[\"none\", \"auto\"]"},
+    {"function_call", "[\"none\", \"auto\"]"},
+};
+constexpr OffField kMessageOffFields[] = {
+    {"images", "[[]]"},
+    {"thinking_blocks", "[[]]"},
+};
+
+constexpr OffField kTokenizeOffFields[] = {
+    {"add_generation_prompt", "[true]"},   {"add_special_tokens", "[false]"},
+    {"continue_final_message", "[false]"}, {"chat_template_kwargs", "[{}]"},
+    {"mm_processor_kwargs", "[{}]"},       {"tools", "[[]]"},
+};
+
+void add_off_fields(std::span<const OffField> fields, json::object& properties) {
+  for (const OffField& off : fields) {
+    json::array values = json::parse(off.values).get_array();
+    values.push_back(nullptr);
+    properties[off.name] = json::object{
+        {"enum", std::move(values)}, {"description", "Not supported: only what changes nothing."}};
+  }
+}
+
+/// vLLM wants a text that is not empty.
+json::object cache_salt_field() {
+  json::object schema =
+      text(1024, "Cached beginnings of prompts are shared only among requests with the same salt.");
+  schema["minLength"] = 1;
+  return schema;
+}
+
 json::object response_format_field() {
-  return {{"type", json::array{"object", "null"}},
-          {"description", "Only {\"type\": \"text\"}: structured output is not supported."},
-          {"properties",
-           json::object{{"type", json::object{{"type", "string"}, {"enum", json::array{"text"}}}}}},
-          {"required", json::array{"type"}},
-          {"additionalProperties", false}};
+  return nullable_object(
+      {{"type", json::object{{"type", "string"}, {"enum", json::array{"text"}}}}}, {"type"},
+      "Only {\"type\": \"text\"}: structured output is not supported.");
 }
 
 json::object stream_options_field() {
-  return {
-      {"type", json::array{"object", "null"}},
-      {"description", "Only with stream."},
-      {"properties",
-       json::object{{"include_usage", boolean(false, "A last chunk with usage and no choices.")},
-                    {"continuous_usage_stats", boolean(false, "Usage so far in every chunk.")},
-                    {"include_obfuscation", ignored("boolean", "Has no effect.")}}},
-      {"additionalProperties", false}};
+  return nullable_object(
+      {{"include_usage", boolean(false, "A last chunk with usage and no choices.")},
+       {"continuous_usage_stats", boolean(false, "Usage so far in every chunk.")},
+       {"include_obfuscation", ignored("boolean", "Has no effect.")}},
+      {}, "Only with stream.");
 }
 
 json::object logit_bias_field(const ApiLimits& limits) {
@@ -127,12 +237,13 @@ json::object logit_bias_field(const ApiLimits& limits) {
           {"maxProperties", limits.max_logit_bias},
           {"propertyNames", json::object{{"pattern", "^(0|[1-9][0-9]{0,7})$"}}},
           {"additionalProperties",
-           json::object{{"type", "number"}, {"minimum", -100.0}, {"maximum", 100.0}}}};
+           json::object{
+               {"type", json::array{"number", "null"}}, {"minimum", -100.0}, {"maximum", 100.0}}}};
 }
 
 /// What both kinds of completion take.
 json::object common_properties(const ApiLimits& limits) {
-  return {
+  json::object properties{
       {"model", text(256, "A name from /v1/models; absent: the one that is served.")},
       {"n",
        integer(1, limits.max_n, 1, "Choices for each prompt, with the seeds seed, seed + 1, ...")},
@@ -177,7 +288,10 @@ json::object common_properties(const ApiLimits& limits) {
       {"overflow", one_of({"reject", "head", "tail", "middle"}, nullptr,
                           "What becomes of a prompt that does not fit: an error, or tokens left "
                           "out at its head, tail or middle. Default: the server's.")},
-      {"priority", integer(std::numeric_limits<int32_t>::min(), kMaxInt32, 0, "Lower goes first.")},
+      {"priority", integer(-limits.max_priority, limits.max_priority, 0,
+                           "Lower goes first; other than 0 only with --scheduling-policy "
+                           "priority.")},
+      {"cache_salt", cache_salt_field()},
       {"request_id",
        text(128, "Letters, digits and ._:- of which the answer's id is made. Default: random.")},
       {"return_token_ids", boolean(false, "Add prompt_token_ids and token_ids to the answer.")},
@@ -188,15 +302,10 @@ json::object common_properties(const ApiLimits& limits) {
       {"service_tier", ignored("string", "Has no effect.")},
       {"safety_identifier", ignored("string", "Has no effect.")},
       {"prompt_cache_key", ignored("string", "Has no effect: equal beginnings are found.")},
-      {"prompt_cache_retention", ignored("string", "Has no effect.")}};
-}
-
-json::object request_object(json::object properties, json::array required) {
-  return {{"type", "object"},
-          {"title", "an object"},
-          {"properties", std::move(properties)},
-          {"required", std::move(required)},
-          {"additionalProperties", false}};
+      {"prompt_cache_retention", ignored("string", "Has no effect.")},
+      {"cache_prompt", ignored("boolean", "Has no effect: equal beginnings are found.")}};
+  add_off_fields(kOffFields, properties);
+  return properties;
 }
 
 json::object prompt_field(const ApiLimits& limits) {
@@ -209,32 +318,54 @@ json::object prompt_field(const ApiLimits& limits) {
           {"description", "Text or token ids, one or several."}};
 }
 
+/// A content is text or parts; a part is text, or an object that says so.
+json::object content_field(const ApiLimits& limits) {
+  const json::object ignored_members{{"id", ignored("string", "Has no effect.")},
+                                     {"cache_control", ignored("object", "Has no effect.")},
+                                     {"annotations", ignored("array", "Has no effect.")},
+                                     {"logprobs", ignored("array", "Has no effect.")}};
+  const auto part = [&](json::array types, const char* member, const char* title) {
+    json::object members = ignored_members;
+    members["type"] = json::object{{"type", "string"}, {"enum", std::move(types)}};
+    members[member] = plain_text(limits);
+    json::object schema = object_of(std::move(members), {"type", member});
+    schema["title"] = title;
+    return schema;
+  };
+  const json::object item{
+      {"anyOf",
+       json::array{plain_text(limits),
+                   part({"text", "input_text", "output_text"}, "text", "a part of type text"),
+                   part({"refusal"}, "refusal", "a part of type refusal")}}};
+  return {{"anyOf", json::array{plain_text(limits),
+                                array_of(item, 0, limits.max_messages, "an array of text parts")}}};
+}
+
 json::object messages_field(const ApiLimits& limits) {
-  const json::object part{
-      {"type", "object"},
-      {"properties",
-       json::object{{"type", json::object{{"type", "string"}, {"enum", json::array{"text"}}}},
-                    {"text", plain_text(limits)}}},
-      {"required", json::array{"type", "text"}},
-      {"additionalProperties", false}};
-  const json::object message{
-      {"type", "object"},
-      {"properties",
-       json::object{
-           {"role",
-            json::object{{"type", "string"},
-                         {"enum", json::array{"system", "developer", "user", "assistant"}}}},
-           {"content", json::object{{"anyOf", json::array{plain_text(limits),
-                                                          array_of(part, 1, limits.max_messages,
-                                                                   "an array of text parts")}}}},
-           {"name", ignored("string", "Has no effect.")},
-           {"refusal", ignored("string", "Has no effect.")}}},
-      {"required", json::array{"role", "content"}},
-      {"additionalProperties", false}};
-  json::object schema = array_of(message, 1, limits.max_messages, "an array of messages");
+  json::object members{
+      {"role", json::object{{"type", "string"},
+                            {"enum", json::array{"system", "developer", "user", "assistant", "tool",
+                                                 "function"}}}},
+      {"content", content_field(limits)},  // only an assistant may go without
+      {"refusal", text(limits.max_text_chars, "An assistant's content, where it has none.")},
+      {"tool_calls", nullable_array({{"type", "object"}}, limits.max_messages,
+                                    "Written as JSON after an assistant's content.")},
+      {"function_call", ignored("object", "The same, the older form.")},
+      {"tool_call_id", ignored("string", "Has no effect.")},
+      {"id", ignored("string", "Has no effect.")},
+      {"name", ignored("string", "Has no effect.")},
+      {"annotations", ignored("array", "Has no effect.")},
+      {"cache_control", ignored("object", "Has no effect.")},
+      {"provider_specific_fields", ignored("object", "Has no effect.")},
+      {"reasoning", ignored("string", "Has no effect: earlier reasoning is left out.")},
+      {"reasoning_content", ignored("string", "Has no effect: earlier reasoning is left out.")}};
+  add_off_fields(kMessageOffFields, members);
+  json::object schema = array_of(object_of(std::move(members), {"role"}), 1, limits.max_messages,
+                                 "an array of messages");
   schema["description"] =
-      "System messages first, then user and assistant in turn; an assistant's last message is "
-      "continued.";
+      "Neighbours of one role are joined by a line break; a system message after the first turn is "
+      "part of the user's turn there, and so is what a tool answered; an assistant's last message "
+      "is continued.";
   return schema;
 }
 
@@ -252,14 +383,19 @@ json::object completion_schema(const ApiLimits& limits) {
       integer(0, limits.max_logprobs, nullptr,
               "Log probabilities of the tokens, with so many of the most likely.");
   properties["echo"] = boolean(false, "The text begins with the prompt.");
-  properties["suffix"] = json::object{
-      {"type", "null"}, {"description", "Not supported: the model writes on, not in between."}};
+  properties["suffix"] =
+      json::object{{"enum", json::array{"", nullptr}},
+                   {"description", "Not supported: the model writes on, not in between."}};
+  properties["add_special_tokens"] =
+      boolean(true, "With the tokens that the tokenizer puts around a prompt; GPT-2 has none.");
+  properties["parse_special"] = boolean(
+      false, "What looks like a special token in a prompt is one: for text that is trusted.");
   const json::object kept = integer(0, limits.max_model_len, 0,
                                     "First tokens of the prompt that overflow never leaves out.");
   properties["overflow_keep_first"] = kept;
   properties["overflow_keep_last"] =
       integer(0, limits.max_model_len, 0, "The same for its last tokens.");
-  return request_object(std::move(properties), {"prompt"});
+  return object_of(std::move(properties), {"prompt"});
 }
 
 json::object chat_schema(const ApiLimits& limits) {
@@ -271,29 +407,31 @@ json::object chat_schema(const ApiLimits& limits) {
   properties["logprobs"] = boolean(false, "Log probabilities of the tokens.");
   properties["top_logprobs"] =
       integer(0, limits.max_logprobs, nullptr, "With so many of the most likely; with logprobs.");
-  // Clients send these empty.
-  properties["tools"] = nullable_array({{"type", "object"}}, 0, "Not supported: only [].");
-  properties["functions"] = nullable_array({{"type", "object"}}, 0, "Not supported: only [].");
-  properties["tool_choice"] =
-      one_of({"none", "auto"}, nullptr, "Has no effect: there are no tools.");
   properties["parallel_tool_calls"] = ignored("boolean", "Has no effect: there are no tools.");
-  return request_object(std::move(properties), {"messages"});
+  properties["include_reasoning"] = ignored("boolean", "Has no effect: there is none.");
+  properties["continue_final_message"] =
+      boolean(false, "Has no effect: an assistant's last message is continued anyway.");
+  add_off_fields(kChatOffFields, properties);
+  return object_of(std::move(properties), {"messages"});
 }
 
 json::object tokenize_schema(const ApiLimits& limits) {
   json::object prompt = plain_text(limits);
-  prompt["description"] = "Text; what looks like a special token is ordinary text.";
+  prompt["description"] = "Text; see parse_special.";
   json::object messages = messages_field(limits);
   messages["description"] = "A conversation, put through the chat template.";
-  const json::object common{
-      {"model", text(256, "A name from /v1/models.")},
-      {"add_special_tokens", ignored("boolean", "Has no effect: GPT-2 adds none.")},
-      {"return_token_strs", boolean(false, "Add token_strs to the answer.")}};
+  const json::object common{{"model", text(256, "A name from /v1/models.")},
+                            {"return_token_strs", boolean(false, "Add token_strs to the answer.")}};
   json::object of_text = common, of_chat = common;
   of_text["prompt"] = std::move(prompt);
+  of_text["add_special_tokens"] =
+      boolean(true, "With the tokens that the tokenizer puts around a prompt; GPT-2 has none.");
+  of_text["parse_special"] =
+      boolean(false, "What looks like a special token is one: for text that is trusted.");
+  add_off_fields(kTokenizeOffFields, of_chat);
   of_chat["messages"] = std::move(messages);
-  json::object alternatives[] = {request_object(std::move(of_text), {"prompt"}),
-                                 request_object(std::move(of_chat), {"messages"})};
+  json::object alternatives[] = {object_of(std::move(of_text), {"prompt"}),
+                                 object_of(std::move(of_chat), {"messages"})};
   alternatives[0]["title"] = "an object with a prompt";
   alternatives[1]["title"] = "an object with messages";
   return {{"anyOf", json::array{alternatives[0], alternatives[1]}}};
@@ -302,8 +440,8 @@ json::object tokenize_schema(const ApiLimits& limits) {
 json::object detokenize_schema(const ApiLimits& limits) {
   json::object tokens =
       array_of(token_id(limits), 0, limits.max_model_len * 16, "an array of token ids");
-  return request_object(
-      {{"model", text(256, "A name from /v1/models.")}, {"tokens", std::move(tokens)}}, {"tokens"});
+  return object_of({{"model", text(256, "A name from /v1/models.")}, {"tokens", std::move(tokens)}},
+                   {"tokens"});
 }
 
 }  // namespace caravan

@@ -27,7 +27,8 @@ struct FakeReply {
   bool has_response = false;
   bool is_stream = false;
   bool is_finished = false;
-  int num_writes_left = -1;  // then the client is gone; -1: it stays
+  std::function<void()> on_respond;  // before it is taken; set before the call
+  int num_writes_left = -1;          // then the client is gone; -1: it stays
   std::function<void()> on_disconnect;
 
   void wait() {
@@ -68,6 +69,7 @@ class FakeExchange : public HttpExchange {
     request_ = std::move(request);
   }
   void respond(HttpResponse response) override {
+    if (reply_->on_respond) reply_->on_respond();
     const std::lock_guard lock(reply_->mutex);
     EXPECT_FALSE(reply_->has_response) << "two replies: " << response.body;
     reply_->response = std::move(response);
@@ -98,6 +100,15 @@ class FakeExchange : public HttpExchange {
     const std::lock_guard lock(reply_->mutex);
     reply_->on_disconnect = std::move(callback);
   }
+  bool is_gone() const override { return is_gone_now; }
+  bool reserve(int64_t num_bytes) override {
+    num_reserved += num_bytes;
+    return num_reserved <= max_reserved;
+  }
+
+  bool is_gone_now = false;
+  int64_t num_reserved = 0;
+  int64_t max_reserved = INT64_MAX;
 
  private:
   std::shared_ptr<FakeReply> reply_;

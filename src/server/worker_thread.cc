@@ -48,4 +48,9 @@ void WorkerThread::run() {
   }
 }
 
+WorkerThread& OutputThreads::choose(int64_t num_bytes) {
+  if (num_bytes < kLargeBytes) return small_;
+  return large_[next_large_++ % large_.size()];
+}
+
 }  // namespace caravan
