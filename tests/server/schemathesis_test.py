@@ -20,7 +20,7 @@ CANARY = {"prompt": "The sea", "max_tokens": 12, "temperature": 0}
 MIN_CASES = 300
 
 # What one field means for another cannot be said in the schema: best_of below n, top_logprobs
-# without logprobs, two user messages in a row. Such requests are answered with 400 although the
+# without logprobs, a user without a content. Such requests are answered with 400 although the
 # schema allows them.
 CONFIG = "".join(
     f'[[operations]]\ninclude-name = "POST {path}"\n'
