@@ -97,10 +97,10 @@ Tokenizer Tokenizer::from_files(const TokenizerFiles& files) {
 }
 
 Tokenizer Tokenizer::without_text() {
-  std::array<int32_t, 256> byte_ids;
-  byte_ids.fill(-1);
+  BpeOptions options;
+  options.byte_ids.fill(-1);
   return Tokenizer(std::make_unique<Impl>(LoadedTokenizer{
-      .bpe = Bpe(TokenTable(0), MergeTable(0), byte_ids), .added_tokens = AddedTokens({})}));
+      .bpe = Bpe(TokenTable(0), MergeTable(0), options), .added_tokens = AddedTokens({})}));
 }
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
