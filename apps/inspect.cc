@@ -12,6 +12,7 @@
 #include "core/error.h"
 #include "core/log.h"
 #include "format/model_dir.h"
+#include "format/weight_check.h"
 #include "tokenizer/tokenizer.h"
 
 namespace caravan {
@@ -103,9 +104,10 @@ boost::json::object report(const ModelDir& dir) {
                               {"tensor_parallel", dir.tensor_parallel}};
   if (dir.kind != ModelDirKind::kHuggingFace) {
     json["has_own_head"] = dir.has_own_head;
-    // Everything that convert or build recorded, but for the tensor table, which follows below.
+    // Everything that convert or build recorded, but for the tables of tensors.
     boost::json::object caravan = dir.caravan;
     caravan.erase("tensors");
+    caravan.erase("checksums");
     json["caravan"] = std::move(caravan);
   }
   boost::json::array ranks;
@@ -167,8 +169,9 @@ void run_inspect(const Flags& flags) {
     json["lint"] = std::move(list);
   }
   if (flags.checksums) {
-    verify_engine_checksums(dir);
-    json["checksums"] = "match";
+    CARAVAN_CHECK(dir.kind != ModelDirKind::kHuggingFace,
+                  "{}: a Hugging Face directory has no checksums; convert or build it", dir.path);
+    json["checksums"] = verify_checksums(dir) ? "match" : "no table";
   }
   if (flags.is_json) {
     std::printf("%s", pretty_json(json, 4).c_str());
@@ -178,7 +181,11 @@ void run_inspect(const Flags& flags) {
       fmt::print("{}: {} [{}]\n", lint_severity_name(finding.severity), finding.message,
                  finding.id);
     }
-    if (flags.checksums) fmt::print("checksums: every tensor matches\n");
+    if (flags.checksums) {
+      fmt::print("checksums: {}\n", json.at("checksums") == "match"
+                                        ? "the weights match"
+                                        : "no table; convert the model again to have one");
+    }
   }
   std::fflush(stdout);
   const auto is_error = [](const LintFinding& f) { return f.severity == LintSeverity::kError; };
@@ -203,8 +210,10 @@ void add_inspect_command(CLI::App& app) {
       "Look for settings that are probably not meant: a head that differs though tied, "
       "stored masks, exact against tanh GELU, token ids out of range, no end of text, "
       "conflicting lengths, a tokenizer of another size");
-  command->add_flag("--checksums", flags->checksums,
-                    "Read an engine's tensors and compare their XXH3 with the table");
+  command->add_flag(
+      "--checksums", flags->checksums,
+      "Read the weights of a checkpoint or engine and compare them with the checksums "
+      "in config.json; an old checkpoint has none");
   command->callback([flags] { run_inspect(*flags); });
 }
 

@@ -201,7 +201,8 @@ void run_run(const RunFlags& flags) {
       .num_threads = flags.model.num_threads,
       .max_batch_size = std::min(num_requests, flags.max_batch_size),
       .max_seq_len = std::min(limit, longest(prompts) + flags.sampling.max_output_len),
-      .max_num_batched_tokens = 512};
+      .max_num_batched_tokens = 512,
+      .verify_weights = !flags.model.skips_verification};
   check_memory(dir, flags.model,
                {.dtype = std::nullopt,
                 .kv_cache_dtype = std::nullopt,

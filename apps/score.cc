@@ -28,7 +28,8 @@ void run_score(const ScoreFlags& flags) {
                                    .max_num_batched_tokens = 512,
                                    .max_num_logits = 64,
                                    .max_seq_len = ModelRunner::sequence_limit(dir, 0),
-                                   .max_batch_size = 1};
+                                   .max_batch_size = 1,
+                                   .verify_weights = !flags.model.skips_verification};
   check_memory(dir, flags.model, options);
   ModelRunner runner(dir, create_backend(flags.model.backend()), options);
   Scorer scorer(runner);

@@ -25,6 +25,9 @@ struct LlmOptions {
   int64_t max_batch_size = 8;           // sequences that run at once
   int64_t max_seq_len = 0;  // prompt + output of one sequence; 0: the model's or engine's limit
   int64_t max_num_batched_tokens = 512;  // tokens of one step; longer prompts go in chunks
+  /// Compare the weights with the directory's checksums, if it has any, and refuse values that are
+  /// not finite. Runs beside the first step; no token leaves before every weight was verified.
+  bool verify_weights = true;
 };
 
 /// kStop: end of text, a stop token or a stop string. kAbort: cancelled. kError: it failed alone.

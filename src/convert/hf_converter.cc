@@ -145,7 +145,9 @@ class Conversion {
   }
 
   ConvertResult run(const std::string& work_path) {
-    config_["caravan"] = caravan_object(options_, resolved_, dtype_, hash_sources(resolved_));
+    boost::json::object caravan =
+        caravan_object(options_, resolved_, dtype_, hash_sources(resolved_));
+    config_["caravan"] = caravan;
     if (options_.restart) clear_directory(work_path);
     ConvertResult result;
     result.dtype = dtype_;
@@ -159,12 +161,14 @@ class Conversion {
       }
     }
     Progress progress("convert", total, "B");
+    std::vector<FileChecksums> checksums;
     for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
-      convert_rank(rank, work_path, journal, progress, result);
+      checksums.push_back(convert_rank(rank, work_path, journal, progress, result));
     }
     progress.finish();
     result.copied_files = copy_side_files(options_.input, work_path);
-    write_json_file(work_path + "/config.json", config_);
+    caravan["checksums"] = checksums_to_json(checksums);
+    write_model_config(work_path + "/config.json", config_, std::move(caravan));
     remove_leftovers(work_path, result.copied_files);
     return result;
   }
@@ -183,8 +187,8 @@ class Conversion {
     return specs;
   }
 
-  void convert_rank(int rank, const std::string& work_path, ConvertJournal& journal,
-                    Progress& progress, ConvertResult& result) const {
+  FileChecksums convert_rank(int rank, const std::string& work_path, ConvertJournal& journal,
+                             Progress& progress, ConvertResult& result) const {
     const auto specs = rank_specs(rank);
     ResumableSafetensors file(fmt::format("{}/rank{}.safetensors", work_path, rank), specs,
                               {{"format", "pt"}, {"rank", std::to_string(rank)}});
@@ -209,6 +213,7 @@ class Conversion {
     result.num_tensors += static_cast<int64_t>(specs.size());
     result.num_resumed += static_cast<int64_t>(num_kept);
     result.num_bytes += static_cast<int64_t>(file.num_bytes());
+    return file.checksums();
   }
 
   uint64_t write_attention_bias(const ResolvedWeight& weight, int rank, ResumableSafetensors& file,

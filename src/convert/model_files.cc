@@ -7,6 +7,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/mapped_file.h"
+#include "format/weight_checksums.h"
 
 namespace caravan {
 
@@ -107,6 +108,15 @@ std::string pretty_json(const boost::json::value& value, int max_depth) {
 void write_json_file(const std::string& path, const boost::json::value& value) {
   AtomicFile file(path);
   file.write(pretty_json(value, 3));
+  file.commit();
+}
+
+void write_model_config(const std::string& path, boost::json::object config,
+                        boost::json::object caravan) {
+  caravan["config_xxh3"] = kNoConfigChecksum;
+  config["caravan"] = std::move(caravan);
+  AtomicFile file(path);
+  file.write(with_config_checksum(pretty_json(config, 3)));
   file.commit();
 }
 

@@ -1,10 +1,20 @@
 #include "models/gpt2_weights.h"
 
+#include <omp.h>
+
+#include <algorithm>
+#include <set>
+
 #include "core/error.h"
 
 namespace caravan {
 
 namespace {
+
+constexpr uintptr_t kMappedAlignment = 64;  // bytes, of what the kernels read where it lies
+// Half of the threads, because the first step runs beside them; more than so many are not faster
+// than the memory.
+constexpr int kMaxCheckThreads = 8;
 
 // `tensor` as `dtype` in aligned memory: a view of the mapped file when nothing needs to change,
 // else a conversion in `storage`.
@@ -48,7 +58,8 @@ DType choose_weight_dtype(const ModelDir& dir, const TensorSource& source,
   return DType::kF16;
 }
 
-Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::optional<DType> wanted) {
+Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::optional<DType> wanted,
+                              WeightCheck check) {
   CARAVAN_CHECK_CODE(dir.tensor_parallel == 1, kUnsupported,
                      "{}: split for {} tensor-parallel ranks; this version runs one rank: convert "
                      "with --tensor-parallel 1",
@@ -64,6 +75,8 @@ Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::option
   } else {
     weights.find_in_store(dir);
   }
+  weights.check_ = check;
+  if (check != WeightCheck::kNone) weights.start_checks(dir);
   return weights;
 }
 
@@ -119,6 +132,64 @@ void Gpt2Weights::find_in_store(const ModelDir& dir) {
   }
 }
 
+bool Gpt2Weights::stays_mapped(const Entry& entry) const {
+  return is_engine_ && entry.tensor != nullptr && backend_->reads_host_memory() &&
+         reinterpret_cast<uintptr_t>(entry.tensor->data()) % kMappedAlignment == 0;
+}
+
+void Gpt2Weights::start_checks(const ModelDir& dir) {
+  std::set<std::string> paths;
+  for (const StoredTensor& tensor : source_->tensors()) paths.insert(tensor.file->path());
+  for (const std::string& path : paths) watches_.emplace_back(path);
+  if (dir.kind == ModelDirKind::kHuggingFace) {
+    CARAVAN_CHECK_CODE(!paths.contains(dir.rank_path(0)), kCorrupt,
+                       "{}/config.json: no \"caravan\" object, but the weights are {}, which "
+                       "caravan wrote with one",
+                       dir.path, dir.rank_path(0));
+    return;
+  }
+  file_check_ = std::make_unique<WeightFileCheck>(dir, *source_, 0);
+  // What load() never comes by: scales of a KV cache.
+  std::vector<std::unique_ptr<TensorCheck>> left;
+  for (const StoredTensor* tensor : file_check_->tensors()) {
+    const auto found = entries_.find(tensor->name);
+    if (found == entries_.end()) {
+      left.push_back(std::make_unique<TensorCheck>(*tensor, file_check_->find(tensor->name),
+                                                   std::nullopt, file_check_->remedy()));
+    } else if (check_ == WeightCheck::kInBackground && stays_mapped(found->second)) {
+      left.push_back(tensor_check(found->second));
+    }
+  }
+  const int num_threads = std::clamp(omp_get_num_procs() / 2, 1, kMaxCheckThreads);
+  background_ = std::make_unique<BackgroundCheck>(*file_check_, std::move(left), num_threads);
+  if (check_ == WeightCheck::kAtLoad) background_->wait();
+}
+
+std::unique_ptr<TensorCheck> Gpt2Weights::tensor_check(const Entry& entry) const {
+  const TensorChecksum* expected = file_check_ ? file_check_->find(entry.spec.name) : nullptr;
+  // The threads that copy an engine to a device have no time for more than its checksums.
+  std::optional<DType> finite_as;
+  if (!is_engine_ || backend_->reads_host_memory()) {
+    finite_as = entry.spec.role == WeightRole::kVector ? DType::kF32 : dtype_;
+  }
+  return std::make_unique<TensorCheck>(*entry.tensor, expected, finite_as,
+                                       file_check_ ? file_check_->remedy() : "");
+}
+
+void Gpt2Weights::wait_until_checked() const {
+  if (background_) background_->wait();
+}
+
+void Gpt2Weights::check_unchanged() const {
+  for (const FileWatch& watch : watches_) watch.check();
+}
+
+void Gpt2Weights::finish_load() {
+  check_unchanged();
+  const auto is_mapped = [&](const auto& named) { return stays_mapped(named.second); };
+  if (std::none_of(entries_.begin(), entries_.end(), is_mapped)) watches_.clear();
+}
+
 uint64_t Gpt2Weights::num_stored_bytes() const {
   uint64_t total = 0;
   for (const auto& [name, entry] : entries_) {
@@ -157,19 +228,33 @@ const void* Gpt2Weights::load(const Entry& entry, LinearLayout& layout,
     return data;
   }
   const StoredTensor& tensor = *entry.tensor;
-  if (is_engine_ && backend_->reads_host_memory() &&
-      reinterpret_cast<uintptr_t>(tensor.data()) % 64 == 0) {
-    return tensor.data();
+  const bool is_mapped = stays_mapped(entry);
+  std::unique_ptr<TensorCheck> check;
+  if (check_ == WeightCheck::kAtLoad || (check_ == WeightCheck::kInBackground && !is_mapped)) {
+    check = tensor_check(entry);
   }
+  const bool is_packed = !is_engine_ && is_matrix(spec.role);
+  Buffer converted;
+  const void* src = is_packed || is_mapped ? tensor.data() : as_dtype(tensor, dtype, converted);
+  // Where the device copies the stored bytes, those are looked at that it is given.
+  CopyPiece copy_piece;
+  if (check && !backend_->reads_host_memory() && src == tensor.data()) {
+    copy_piece = [&check](size_t offset, const std::byte* from, std::byte* to, size_t num_bytes) {
+      check->copy(offset, from, to, num_bytes);
+    };
+  } else if (check) {
+    check->look_at_all();
+    check->finish();
+  }
+  if (is_mapped) return src;
   void* data = allocate();
-  if (!is_engine_ && is_matrix(spec.role)) {
-    backend_->pack_weight(tensor.data(), tensor.dtype, spec.stored_layout, spec.in_features,
-                          spec.out_features, dtype, data);
+  if (is_packed) {
+    backend_->pack_weight(src, tensor.dtype, spec.stored_layout, spec.in_features,
+                          spec.out_features, dtype, data, copy_piece);
   } else {
-    Buffer converted;
-    backend_->copy_from_host(as_dtype(tensor, dtype, converted), data,
-                             static_cast<size_t>(count) * dtype_size(dtype));
+    backend_->copy_from_host(src, data, static_cast<size_t>(count) * dtype_size(dtype), copy_piece);
   }
+  if (check) check->finish();
   if (!is_engine_) tensor.file->release(tensor.offset, tensor.num_bytes());
   if (progress != nullptr) progress->add(tensor.num_bytes());
   return data;
