@@ -121,16 +121,18 @@ void TensorCheck::finish() {
 
 WeightFileCheck::WeightFileCheck(const ModelDir& dir, const TensorSource& source, int rank)
     : tensors_(in_file_order(source)), remedy_(remedy_of(dir)) {
-  if (dir.checksums.empty()) return;
-  const std::string path = dir.rank_path(rank);
-  if (dir.config_checksum) {
+  if (dir.config_checksum) {  // first: it covers the table, and that there is one
+
     CARAVAN_CHECK_CODE(dir.config_checksum->stored == dir.config_checksum->computed, kCorrupt,
                        "{}/config.json: caravan.config_xxh3: got {}, expected {}: the file was "
                        "changed; {}, or take config_xxh3 out if the change was meant",
                        dir.path, checksum_text(dir.config_checksum->computed),
                        checksum_text(dir.config_checksum->stored), remedy_);
   }
+  if (dir.checksums.empty()) return;
+  const std::string path = dir.rank_path(rank);
   expected_ = dir.checksums[static_cast<size_t>(rank)];
+  if (expected_->header && !tensors_.empty()) check_header(path);
   for (const StoredTensor& tensor : source.tensors()) {
     const auto found = expected_->tensors.find(tensor.name);
     CARAVAN_CHECK_CODE(found != expected_->tensors.end(), kCorrupt,
@@ -149,7 +151,9 @@ WeightFileCheck::WeightFileCheck(const ModelDir& dir, const TensorSource& source
                        "{}: {} is in the table of checksums but not in the file: {}", path,
                        printable(name), remedy_);
   }
-  if (!expected_->header || tensors_.empty()) return;
+}
+
+void WeightFileCheck::check_header(const std::string& path) const {
   const MappedFile& file = *tensors_.front()->file;
   uint64_t length = 0;  // checked when the header was parsed
   std::memcpy(&length, file.data(), sizeof(length));
@@ -228,7 +232,7 @@ void BackgroundCheck::wait() {
 }
 
 bool verify_checksums(const ModelDir& dir) {
-  if (dir.checksums.empty()) return false;
+  if (dir.checksums.empty() && !dir.config_checksum) return false;
   for (int rank = 0; rank < dir.tensor_parallel; ++rank) {
     const TensorSource source = TensorSource::open_file(dir.rank_path(rank));
     const WeightFileCheck file(dir, source, rank);

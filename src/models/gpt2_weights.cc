@@ -70,13 +70,15 @@ Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::option
   Gpt2Weights weights(dir.config, backend, choose_weight_dtype(dir, source, wanted));
   weights.source_ = std::move(source);
   weights.is_engine_ = dir.kind == ModelDirKind::kEngine;
+  weights.check_ = check;
+  // Before the names of a damaged header are looked for.
+  if (check != WeightCheck::kNone) weights.check_files(dir);
   if (weights.is_engine_) {
     weights.find_in_engine(dir);
   } else {
     weights.find_in_store(dir);
   }
-  weights.check_ = check;
-  if (check != WeightCheck::kNone) weights.start_checks(dir);
+  if (weights.file_check_) weights.start_checks();
   return weights;
 }
 
@@ -137,7 +139,7 @@ bool Gpt2Weights::stays_mapped(const Entry& entry) const {
          reinterpret_cast<uintptr_t>(entry.tensor->data()) % kMappedAlignment == 0;
 }
 
-void Gpt2Weights::start_checks(const ModelDir& dir) {
+void Gpt2Weights::check_files(const ModelDir& dir) {
   std::set<std::string> paths;
   for (const StoredTensor& tensor : source_->tensors()) paths.insert(tensor.file->path());
   for (const std::string& path : paths) watches_.emplace_back(path);
@@ -149,6 +151,9 @@ void Gpt2Weights::start_checks(const ModelDir& dir) {
     return;
   }
   file_check_ = std::make_unique<WeightFileCheck>(dir, *source_, 0);
+}
+
+void Gpt2Weights::start_checks() {
   // What load() never comes by: scales of a KV cache.
   std::vector<std::unique_ptr<TensorCheck>> left;
   for (const StoredTensor* tensor : file_check_->tensors()) {

@@ -122,7 +122,8 @@ class Gpt2Weights {
   const Entry& entry(const std::string& name) const;
 
   bool stays_mapped(const Entry& entry) const;
-  void start_checks(const ModelDir& dir);
+  void check_files(const ModelDir& dir);
+  void start_checks();
   std::unique_ptr<TensorCheck> tensor_check(const Entry& entry) const;
   const void* load(const Entry& entry, LinearLayout& layout, std::vector<Buffer>& buffers,
                    Progress* progress) const;

@@ -202,7 +202,7 @@ def check_commands(check, directory, work):
     items = work / "items.jsonl"
     items.write_text('{"text": "The sea was calm"}\n')
     articles = work / "articles.jsonl"
-    articles.write_text('{"id": "a", "article": "The sea was calm."}\n')
+    articles.write_text('{"id": "a", "article": "The sea was calm.", "highlights": "Calm."}\n')
     commands = [
         ["score", "--input", ids],
         ["perplexity", "--data", text, "--window", "8"],
