@@ -57,6 +57,7 @@ THIRD_PARTY = {
     "boost/beast": ["server", "apps"],
     "CLI": ["apps", "tests"],
     "xxhash.h": ["format", "convert"],
+    "xxh_x86dispatch.h": ["format"],
     "snappy.h": ["format"],
     "zlib.h": ["format"],
     "zstd.h": ["format"],

@@ -237,8 +237,9 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
                                    {"memory_plan", plan_json(result.plan)}};
     if (calibration) caravan["kv_calibration"] = calibration->record;
     FileChecksums checksums;
-    caravan["tensors"] = write_weights(options, source_check ? &*source_check : nullptr, resolved, dir.config, calibration,
-                                       work_path + "/rank0.safetensors", checksums, result);
+    caravan["tensors"] =
+        write_weights(options, source_check ? &*source_check : nullptr, resolved, dir.config,
+                      calibration, work_path + "/rank0.safetensors", checksums, result);
     caravan["checksums"] = checksums_to_json({checksums});
     result.copied_files = copy_side_files(options.input, work_path);
     write_model_config(work_path + "/config.json", config, caravan);

@@ -134,9 +134,10 @@ TEST_F(EngineDirTest, OneFlippedBitIsFound) {
     ADD_FAILURE();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kCorrupt);
-    EXPECT_EQ(std::string(error.what())
-                  .find(fmt::format("{}: h.0.mlp.c_proj.weight: checksum of the ", dir.rank_path(0))),
-              0u)
+    EXPECT_EQ(
+        std::string(error.what())
+            .find(fmt::format("{}: h.0.mlp.c_proj.weight: checksum of the ", dir.rank_path(0))),
+        0u)
         << error.what();
     EXPECT_NE(std::string(error.what()).find(fmt::format("bytes at offset {}: got ", offset)),
               std::string::npos)

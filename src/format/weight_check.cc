@@ -38,6 +38,17 @@ std::vector<const StoredTensor*> in_file_order(const TensorSource& source) {
   return tensors;
 }
 
+void check_header(const MappedFile& file, uint64_t expected, const std::string& remedy) {
+  uint64_t length = 0;  // checked when the header was parsed
+  std::memcpy(&length, file.data(), sizeof(length));
+  const uint64_t checksum = xxh3(file.bytes(0, sizeof(length) + length));
+  CARAVAN_CHECK_CODE(checksum == expected, kCorrupt,
+                     "{}: checksum of the header, {} bytes at offset 0: got {}, expected {}: the "
+                     "file is damaged: {}",
+                     file.path(), sizeof(length) + length, checksum_text(checksum),
+                     checksum_text(expected), remedy);
+}
+
 }  // namespace
 
 TensorCheck::TensorCheck(const StoredTensor& tensor, const TensorChecksum* expected,
@@ -102,7 +113,7 @@ void TensorCheck::look_at(size_t item) {
 
 void TensorCheck::look_at_all() {
   const auto count = static_cast<int64_t>(num_items());
-#pragma omp parallel for schedule(dynamic)
+#pragma omp parallel for schedule(dynamic) if (count > 1)
   for (int64_t i = 0; i < count; ++i) look_at(static_cast<size_t>(i));
 }
 
@@ -132,7 +143,9 @@ WeightFileCheck::WeightFileCheck(const ModelDir& dir, const TensorSource& source
   if (dir.checksums.empty()) return;
   const std::string path = dir.rank_path(rank);
   expected_ = dir.checksums[static_cast<size_t>(rank)];
-  if (expected_->header && !tensors_.empty()) check_header(path);
+  if (expected_->header && !tensors_.empty()) {
+    check_header(*tensors_.front()->file, *expected_->header, remedy_);
+  }
   for (const StoredTensor& tensor : source.tensors()) {
     const auto found = expected_->tensors.find(tensor.name);
     CARAVAN_CHECK_CODE(found != expected_->tensors.end(), kCorrupt,
@@ -151,18 +164,6 @@ WeightFileCheck::WeightFileCheck(const ModelDir& dir, const TensorSource& source
                        "{}: {} is in the table of checksums but not in the file: {}", path,
                        printable(name), remedy_);
   }
-}
-
-void WeightFileCheck::check_header(const std::string& path) const {
-  const MappedFile& file = *tensors_.front()->file;
-  uint64_t length = 0;  // checked when the header was parsed
-  std::memcpy(&length, file.data(), sizeof(length));
-  const uint64_t checksum = xxh3(file.bytes(0, sizeof(length) + length));
-  CARAVAN_CHECK_CODE(checksum == *expected_->header, kCorrupt,
-                     "{}: checksum of the header, {} bytes at offset 0: got {}, expected {}: the "
-                     "file is damaged: {}",
-                     path, sizeof(length) + length, checksum_text(checksum),
-                     checksum_text(*expected_->header), remedy_);
 }
 
 const TensorChecksum* WeightFileCheck::find(const std::string& name) const {
@@ -249,7 +250,7 @@ bool verify_checksums(const ModelDir& dir) {
     file.check_filler();
     progress.finish();
   }
-  return true;
+  return !dir.checksums.empty();
 }
 
 }  // namespace caravan

@@ -78,8 +78,6 @@ class WeightFileCheck {
   void check_filler() const;
 
  private:
-  void check_header(const std::string& path) const;
-
   std::vector<const StoredTensor*> tensors_;
   std::optional<FileChecksums> expected_;
   std::string remedy_;

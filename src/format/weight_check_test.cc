@@ -170,7 +170,7 @@ class WeightFileTest : public ::testing::Test {
                              {{"big", DType::kF32, Shape{kBig}},
                               {"half", DType::kF16, Shape{5}},
                               {"small", DType::kF32, Shape{3}}},
-                             {}, 4096);
+                             {{"note", "harmless"}}, 4096);
     FileChecksums table;
     for (const auto& [name, num_bytes] :
          {std::pair<const char*, size_t>{"big", kBig * 4}, {"half", 10}, {"small", 12}}) {
@@ -208,11 +208,12 @@ TEST_F(WeightFileTest, EveryRegionIsCovered) {
   const uint64_t size = std::filesystem::file_size(dir_.rank_path(0));
   const uint64_t big = offset_of("big");
   const uint64_t half = offset_of("half");
+  const uint64_t note = read_text_file(dir_.rank_path(0), size).find("harmless");
   const struct {
     uint64_t offset;
     std::string text;
   } cases[] = {
-      {20, "header"},  // a name or number of the JSON, or a spelling that means the same
+      {note + 2, "checksum of the header"},  // as good as before to a parser
       {big - 1, "header"},
       {big, fmt::format("big: checksum of the {} bytes at offset {}", kChecksumChunk, big)},
       {big + kChecksumChunk * 2 + 7, fmt::format("at offset {}", big + 2 * kChecksumChunk)},

@@ -39,7 +39,7 @@ boost::json::object checksums_to_json(const std::vector<FileChecksums>& ranks) {
     object["tensors"] = std::move(tensors);
     files.push_back(std::move(object));
   }
-  return {{"chunk_bytes", kChecksumChunk}, {"ranks", std::move(files)}};
+  return {{"chunk_bytes", static_cast<int64_t>(kChecksumChunk)}, {"ranks", std::move(files)}};
 }
 
 std::vector<FileChecksums> parse_checksums(const boost::json::object& object,

@@ -1,9 +1,8 @@
 #include "models/gpt2_weights.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <set>
+#include <thread>
 
 #include "core/error.h"
 
@@ -25,6 +24,12 @@ const void* as_dtype(const StoredTensor& tensor, DType dtype, Buffer& storage) {
   storage = Buffer::host(count * dtype_size(dtype));
   convert_elements_in_parallel(tensor.data(), tensor.dtype, storage.data(), dtype, count);
   return storage.data();
+}
+
+std::set<std::string> files_of(const TensorSource& source) {
+  std::set<std::string> paths;
+  for (const StoredTensor& tensor : source.tensors()) paths.insert(tensor.file->path());
+  return paths;
 }
 
 bool is_matrix(WeightRole role) {
@@ -71,8 +76,18 @@ Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::option
   weights.source_ = std::move(source);
   weights.is_engine_ = dir.kind == ModelDirKind::kEngine;
   weights.check_ = check;
-  // Before the names of a damaged header are looked for.
-  if (check != WeightCheck::kNone) weights.check_files(dir);
+  if (check != WeightCheck::kNone) {
+    const std::set<std::string> paths = files_of(*weights.source_);
+    for (const std::string& path : paths) weights.watches_.emplace_back(path);
+    if (dir.kind == ModelDirKind::kHuggingFace) {
+      CARAVAN_CHECK_CODE(!paths.contains(dir.rank_path(0)), kCorrupt,
+                         "{}/config.json: no \"caravan\" object, but the weights are {}, which "
+                         "caravan wrote with one",
+                         dir.path, dir.rank_path(0));
+    } else {  // before the names of a damaged header are looked for
+      weights.file_check_ = std::make_unique<WeightFileCheck>(dir, *weights.source_, 0);
+    }
+  }
   if (weights.is_engine_) {
     weights.find_in_engine(dir);
   } else {
@@ -139,20 +154,6 @@ bool Gpt2Weights::stays_mapped(const Entry& entry) const {
          reinterpret_cast<uintptr_t>(entry.tensor->data()) % kMappedAlignment == 0;
 }
 
-void Gpt2Weights::check_files(const ModelDir& dir) {
-  std::set<std::string> paths;
-  for (const StoredTensor& tensor : source_->tensors()) paths.insert(tensor.file->path());
-  for (const std::string& path : paths) watches_.emplace_back(path);
-  if (dir.kind == ModelDirKind::kHuggingFace) {
-    CARAVAN_CHECK_CODE(!paths.contains(dir.rank_path(0)), kCorrupt,
-                       "{}/config.json: no \"caravan\" object, but the weights are {}, which "
-                       "caravan wrote with one",
-                       dir.path, dir.rank_path(0));
-    return;
-  }
-  file_check_ = std::make_unique<WeightFileCheck>(dir, *source_, 0);
-}
-
 void Gpt2Weights::start_checks() {
   // What load() never comes by: scales of a KV cache.
   std::vector<std::unique_ptr<TensorCheck>> left;
@@ -165,7 +166,8 @@ void Gpt2Weights::start_checks() {
       left.push_back(tensor_check(found->second));
     }
   }
-  const int num_threads = std::clamp(omp_get_num_procs() / 2, 1, kMaxCheckThreads);
+  const int num_cores = static_cast<int>(std::thread::hardware_concurrency());
+  const int num_threads = std::clamp(num_cores / 2, 1, kMaxCheckThreads);
   background_ = std::make_unique<BackgroundCheck>(*file_check_, std::move(left), num_threads);
   if (check_ == WeightCheck::kAtLoad) background_->wait();
 }

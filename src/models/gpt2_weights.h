@@ -122,7 +122,6 @@ class Gpt2Weights {
   const Entry& entry(const std::string& name) const;
 
   bool stays_mapped(const Entry& entry) const;
-  void check_files(const ModelDir& dir);
   void start_checks();
   std::unique_ptr<TensorCheck> tensor_check(const Entry& entry) const;
   const void* load(const Entry& entry, LinearLayout& layout, std::vector<Buffer>& buffers,

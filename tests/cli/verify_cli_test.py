@@ -64,7 +64,7 @@ def check_random_flips(check, directory, seed):
     """Bits of the whole file, header and filler included; one in ten also by inspect."""
     weights = Weights(directory)
     rng = random.Random(seed)
-    for i in range(scaled(70)):
+    for i in range(scaled(40)):
         # The header is small beside the tensors: a third of the flips are in it.
         end = weights.start if i % 3 == 0 else len(weights.good)
         offset, bit = rng.randrange(end), rng.randrange(8)
@@ -146,7 +146,7 @@ def check_config(check, directory, seed):
     good = path.read_bytes()
     wanted = run(check.program, *run_flags(directory)).stdout
     rng = random.Random(seed)
-    for _ in range(scaled(60)):
+    for _ in range(scaled(30)):
         data = bytearray(good)
         offset = rng.randrange(len(data))
         data[offset] ^= 1 << rng.randrange(8)
@@ -211,7 +211,7 @@ def check_commands(check, directory, work):
          "--max-input-len", "40"],
         ["diverge", "--against", directory, "--ids", "5", "6"],
         ["bench", "load", "--prompt-len", "4"],
-        ["bench", "latency", "--input-len", "4", "--output-len", "2", "--batch-size", "1"],
+        ["bench", "latency", "--prompt-lens", "4", "--contexts", "8", "--steps", "2", "--repeats", "1"],
     ]
     for command in commands:
         num = 2 if command[0] == "bench" else 1
