@@ -47,6 +47,7 @@ ModelRunnerOptions BenchFlags::runner_options() const {
   ModelRunnerOptions options;
   options.dtype = dtype_flag(model.dtype, "--dtype");
   options.kv_cache_dtype = kv_dtype_flag(model.kv_cache_dtype);
+  options.verify_weights = !model.skips_verification;
   return options;
 }
 

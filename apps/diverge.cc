@@ -49,11 +49,13 @@ struct DivergeFlags {
 };
 
 LayerStreamOptions stream_options(const std::string& dtype, const char* dtype_name,
-                                  const std::string& kv_cache_dtype, const char* kv_name) {
+                                  const std::string& kv_cache_dtype, const char* kv_name,
+                                  const DivergeFlags& flags) {
   return {.dtype = dtype_flag(dtype, dtype_name),
           .kv_cache_dtype = kv_dtype_flag(kv_cache_dtype, kv_name),
           .max_num_batched_tokens = 256,
-          .max_num_seqs = 8};
+          .max_num_seqs = 8,
+          .verify_weights = !flags.model.skips_verification};
 }
 
 // The first tokens of the text, cut into sequences of the model's length.
@@ -108,9 +110,9 @@ void run_diverge(const DivergeFlags& flags) {
   CARAVAN_CHECK(flags.max_num_tokens >= 1, "--max-tokens {}, expected at least 1",
                 flags.max_num_tokens);
   const ModelDir dir = open_model_dir(flags.model.model);
-  LayerStream model(
-      dir, create_backend(flags.model.backend()),
-      stream_options(flags.model.dtype, "--dtype", flags.model.kv_cache_dtype, "--kv-cache-dtype"));
+  LayerStream model(dir, create_backend(flags.model.backend()),
+                    stream_options(flags.model.dtype, "--dtype", flags.model.kv_cache_dtype,
+                                   "--kv-cache-dtype", flags));
   DivergeInput input;
   std::unique_ptr<DivergeSide> reference;
   if (flags.is_against_dump()) {
@@ -128,7 +130,7 @@ void run_diverge(const DivergeFlags& flags) {
     auto stream = std::make_unique<LayerStream>(
         against, create_backend(flags.against_backend()),
         stream_options(flags.against_dtype, "--against-dtype", flags.against_kv_cache_dtype,
-                       "--against-kv-cache-dtype"));
+                       "--against-kv-cache-dtype", flags));
     input = read_input(flags, std::min(model.max_seq_len(), stream->max_seq_len()));
     check_fits_in_memory(flags, dir, &model, stream.get(), input.num_tokens());
     reference = std::make_unique<ModelSide>(std::move(stream), input);

@@ -14,6 +14,7 @@
 #include "core/mapped_file.h"
 #include "core/standard_output.h"
 #include "format/model_dir.h"
+#include "format/weight_check.h"
 #include "tokenizer/model_chat_template.h"
 #include "tokenizer/tokenizer.h"
 
@@ -104,9 +105,10 @@ boost::json::object report(const ModelDir& dir) {
                               {"tensor_parallel", dir.tensor_parallel}};
   if (dir.kind != ModelDirKind::kHuggingFace) {
     json["has_own_head"] = dir.has_own_head;
-    // Everything that convert or build recorded, but for the tensor table, which follows below.
+    // Everything that convert or build recorded, but for the tables of tensors.
     boost::json::object caravan = dir.caravan;
     caravan.erase("tensors");
+    caravan.erase("checksums");
     json["caravan"] = std::move(caravan);
   }
   boost::json::array ranks;
@@ -168,8 +170,9 @@ void run_inspect(const Flags& flags) {
     json["lint"] = std::move(list);
   }
   if (flags.checksums) {
-    verify_engine_checksums(dir);
-    json["checksums"] = "match";
+    CARAVAN_CHECK(dir.kind != ModelDirKind::kHuggingFace,
+                  "{}: a Hugging Face directory has no checksums; convert or build it", dir.path);
+    json["checksums"] = verify_checksums(dir) ? "match" : "no table";
   }
   if (flags.is_json) {
     write_output(pretty_json(json, 4));
@@ -179,7 +182,11 @@ void run_inspect(const Flags& flags) {
       print_output("{}: {} [{}]\n", lint_severity_name(finding.severity), finding.message,
                    finding.id);
     }
-    if (flags.checksums) print_output("checksums: every tensor matches\n");
+    if (flags.checksums) {
+      print_output("checksums: {}\n", json.at("checksums") == "match"
+                                          ? "the weights match"
+                                          : "no table; convert the model again to have one");
+    }
   }
   flush_output();
   const auto is_error = [](const LintFinding& f) { return f.severity == LintSeverity::kError; };
@@ -204,8 +211,10 @@ void add_inspect_command(CLI::App& app) {
       "Look for settings that are probably not meant: a head that differs though tied, "
       "stored masks, exact against tanh GELU, token ids out of range, no end of text, "
       "conflicting lengths, a tokenizer of another size");
-  command->add_flag("--checksums", flags->checksums,
-                    "Read an engine's tensors and compare their XXH3 with the table");
+  command->add_flag(
+      "--checksums", flags->checksums,
+      "Read the weights of a checkpoint or engine and compare them with the checksums "
+      "in config.json; an old checkpoint has none");
   command->callback([flags] { run_inspect(*flags); });
 }
 

@@ -95,7 +95,8 @@ int run_lambada(const LambadaFlags& flags) {
       .max_num_batched_tokens = is_cpu ? 512 : 4096,
       .max_num_logits = is_cpu ? 64 : 256,
       .max_seq_len = longest,
-      .max_batch_size = std::min(static_cast<int64_t>(items.size()), batch_size)};
+      .max_batch_size = std::min(static_cast<int64_t>(items.size()), batch_size),
+      .verify_weights = !flags.model.skips_verification};
   check_memory(dir, flags.model, options);
   ModelRunner runner(dir, create_backend(flags.model.backend()), options);
   Scorer scorer(runner);

@@ -40,6 +40,9 @@ void ModelFlags::add_to(CLI::App& command, bool is_model_required) {
       .add_option("--memory", memory,
                   "Refuse to start above this, e.g. 16GiB; auto: what the machine has free")
       ->capture_default_str();
+  command.add_flag("--no-verify", skips_verification,
+                   "Take the weights as they are: do not compare them with the checksums of a "
+                   "checkpoint or engine, nor look for values that are not finite");
 }
 
 std::optional<DType> dtype_flag(const std::string& text, const char* flag) {

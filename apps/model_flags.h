@@ -12,7 +12,7 @@
 namespace caravan {
 
 /// The flags of every command that loads a model: --model --dtype --kv-cache-dtype --device
-/// --cpu-isa --cuda-kernels --threads --memory.
+/// --cpu-isa --cuda-kernels --threads --memory --no-verify.
 struct ModelFlags {
   std::string model;
   std::string dtype = "auto";
@@ -22,6 +22,7 @@ struct ModelFlags {
   std::string cuda_kernels = "auto";
   int num_threads = 0;
   std::string memory = "auto";
+  bool skips_verification = false;
 
   void add_to(CLI::App& command, bool is_model_required = true);
   BackendOptions backend() const {

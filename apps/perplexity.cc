@@ -189,7 +189,8 @@ int run_perplexity(const PerplexityFlags& flags) {
                                    .max_num_batched_tokens = step,
                                    .max_num_logits = is_cpu ? 64 : 256,
                                    .max_seq_len = longest,
-                                   .max_batch_size = num_seqs};
+                                   .max_batch_size = num_seqs,
+                                   .verify_weights = !flags.model.skips_verification};
   check_memory(dir, flags.model, options);
   ModelRunner runner(dir, create_backend(flags.model.backend()), options);
   Scorer scorer(runner);

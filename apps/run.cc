@@ -93,7 +93,8 @@ int run_prompt(const RunFlags& flags, const ModelDir& dir) {
       .max_seq_len = std::min(limit, static_cast<int64_t>(ids.size()) +
                                          std::max<int64_t>(0, request.params.max_output_len)),
       .kv_cache_tokens = 0,
-      .max_num_batched_tokens = 512};
+      .max_num_batched_tokens = 512,
+      .verify_weights = !flags.model.skips_verification};
   check_memory(dir, flags.model,
                {.dtype = std::nullopt,
                 .kv_cache_dtype = std::nullopt,

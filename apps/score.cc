@@ -146,7 +146,8 @@ int run_score(const ScoreFlags& flags) {
                                    .max_num_batched_tokens = 512,
                                    .max_num_logits = 64,
                                    .max_seq_len = ModelRunner::sequence_limit(dir, 0),
-                                   .max_batch_size = 1};
+                                   .max_batch_size = 1,
+                                   .verify_weights = !flags.model.skips_verification};
   boost::json::object settings = model_settings(flags.model);
   settings["--parse-special"] = flags.parse_special;
   LineReader reader(flags.input);

@@ -5,6 +5,7 @@
 #include <future>
 #include <memory>
 #include <sstream>
+#include <utility>
 
 #include "apps/commands.h"
 #include "apps/kv_cache_flags.h"
@@ -216,6 +217,7 @@ LlmEngineOptions engine_options(const ServeFlags& flags, const ModelDir& dir,
   ModelRunnerOptions& runner = options.runner;
   runner.dtype = dtype_flag(flags.model.dtype, "--dtype");
   runner.kv_cache_dtype = kv_dtype_flag(flags.model.kv_cache_dtype);
+  runner.verify_weights = !flags.model.skips_verification;
   const int64_t most = dir.build ? dir.build->max_batch_size : INT64_MAX;
   const int64_t usual = std::min<int64_t>(most, flags.is_gpu() ? 256 : 32);
   runner.max_batch_size = flags.max_num_seqs > 0 ? flags.max_num_seqs : usual;
@@ -234,6 +236,34 @@ LlmEngineOptions engine_options(const ServeFlags& flags, const ModelDir& dir,
   return options;
 }
 
+/// One step of the loaded model before anybody is served: it waits until the weights are verified,
+/// starts the threads that steps need, and finds a token only if its logits are numbers.
+/// Errors: those of ModelRunner; kCorrupt when they are not.
+void run_canary(ModelRunner& runner) {
+  constexpr int64_t kMostTokens = 16;
+  const int64_t vocab_size = runner.model().config().vocab_size;
+  const int64_t count = std::min({kMostTokens, runner.max_seq_len(), runner.cache().block_size(),
+                                  vocab_size, runner.model().limits().max_num_tokens});
+  std::vector<int32_t> ids;  // from all over the vocabulary
+  for (int64_t i = 0; i < count; ++i) ids.push_back(static_cast<int32_t>(i * (vocab_size / count)));
+  Batch batch(runner.cache().block_size());
+  const std::vector<int32_t> table{0};
+  batch.add_sequence(ids.data(), count, 0, table, LogitsWanted::kLast);
+  SamplingParams params;
+  params.temperature = 0;
+  const SampleRequest request{.params = &params,
+                              .num_tokens = count,
+                              .history = ids,
+                              .num_prompt_tokens = count,
+                              .slot = 0,
+                              .is_first_output = true};
+  runner.launch(batch, {&request, 1});
+  CARAVAN_CHECK_CODE(runner.collect().front().token.token_id != StepOutput::kNotFinite, kCorrupt,
+                     "the model computes numbers that are not finite after a prompt of {} tokens: "
+                     "its weights are damaged, or too large for the dtype; try --dtype float32",
+                     count);
+}
+
 std::unique_ptr<LlmEngine> load_engine(const ServeFlags& flags, const ModelDir& dir) {
   std::unique_ptr<Backend> backend = create_backend(flags.model.backend());
   const LlmEngineOptions options = engine_options(flags, dir, *backend);
@@ -247,17 +277,19 @@ std::unique_ptr<LlmEngine> load_engine(const ServeFlags& flags, const ModelDir& 
 
 /// Loads beside the thread that waits for signals: one that comes meanwhile ends the process,
 /// because there is nothing to finish yet.
-std::unique_ptr<LlmEngine> load_unless_stopped(const ServeFlags& flags, const ModelDir& dir,
-                                               const TerminationSignals& signals,
-                                               LogThread& log_thread) {
-  std::future<std::unique_ptr<LlmEngine>> engine =
-      std::async(std::launch::async, [&] { return load_engine(flags, dir); });
-  while (engine.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
+std::unique_ptr<EngineLoop> load_unless_stopped(const ServeFlags& flags, const ModelDir& dir,
+                                                const EngineLoopOptions& options,
+                                                const TerminationSignals& signals,
+                                                LogThread& log_thread) {
+  std::future<std::unique_ptr<EngineLoop>> loop = std::async(std::launch::async, [&] {
+    return std::make_unique<EngineLoop>(load_engine(flags, dir), options);
+  });
+  while (loop.wait_for(std::chrono::seconds(0)) != std::future_status::ready) {
     if (signals.wait(/*timeout_ms=*/50) == 0) continue;
     log_thread.flush(/*timeout_ms=*/1000);
     std::_Exit(0);
   }
-  return engine.get();
+  return loop.get();
 }
 
 /// Ends the process when the engine is stuck or dead; its thread may never come back.
@@ -267,11 +299,16 @@ std::unique_ptr<Watchdog> start_watchdog(const ServeFlags& flags, const EngineLo
   // Without a limit it still looks for a failure.
   options.limit_s = flags.watchdog_s == 0 ? kForever : flags.stall_s();
   options.stalled_ms = [&loop] { return loop.stalled_ms(); };
-  options.failure = [&loop] {
-    // An engine that is mapped answers with whatever its file holds now.
-    const std::string changed = changed_mapped_file();
-    if (!changed.empty()) return changed + ": was rewritten while it was served";
-    return loop.failure();
+  // Weights that somebody wrote to are noticed without a request too.
+  options.failure = [&loop, &model = std::as_const(loop.engine().runner()).model()] {
+    std::string failure = loop.failure();
+    if (!failure.empty()) return failure;
+    try {
+      model.check_unchanged();
+    } catch (const Error& error) {
+      failure = error.what();
+    }
+    return failure;
   };
   options.on_trip = [&api](const std::string& reason) {
     log_line(LogLevel::kError, reason);
@@ -318,12 +355,13 @@ void run_serve(ServeFlags flags) {
   http->start();
   log_info("listening at {}, loading {}", http->url(), flags.model.model);
 
-  auto loop = std::make_unique<EngineLoop>(
-      load_unless_stopped(flags, dir, signals, log_thread),
-      EngineLoopOptions{
-          .max_waiting = flags.max_waiting,
-          .max_waiting_tokens = flags.max_waiting_tokens,
-          .on_step = [&api](const StepInfo& step) { api.metrics().observe_step(step); }});
+  std::unique_ptr<EngineLoop> loop = load_unless_stopped(
+      flags, dir,
+      {.max_waiting = flags.max_waiting,
+       .max_waiting_tokens = flags.max_waiting_tokens,
+       .on_step = [&api](const StepInfo& step) { api.metrics().observe_step(step); },
+       .on_start = [](LlmEngine& engine) { run_canary(engine.runner()); }},
+      signals, log_thread);
   EngineLoopGenerator generator(*loop);
   const ModelRunner& runner = loop->engine().runner();
   flags.limits.max_model_len = runner.max_seq_len();

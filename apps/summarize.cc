@@ -203,7 +203,8 @@ LlmOptions llm_options(const SummarizeFlags& flags, const ModelDir& dir,
           .num_threads = flags.model.num_threads,
           .max_batch_size = std::min(flags.batch_size, static_cast<int64_t>(items.size())),
           .max_seq_len = longest + flags.output_len,
-          .max_num_batched_tokens = 512};
+          .max_num_batched_tokens = 512,
+          .verify_weights = !flags.model.skips_verification};
 }
 
 Llm open_llm(const SummarizeFlags& flags, const ModelDir& dir, const LlmOptions& options,

@@ -66,6 +66,7 @@ THIRD_PARTY = {
     "boost/beast": ["apps"],
     "CLI": ["apps", "tests"],
     "xxhash.h": ["format", "convert"],
+    "xxh_x86dispatch.h": ["format"],
     "snappy.h": ["format"],
     "zlib.h": ["core", "format", "tests"],
     "zstd.h": ["format"],

@@ -26,6 +26,9 @@ struct LlmOptions {
   int64_t max_seq_len = 0;      // prompt + output of one sequence; 0: the model's or engine's limit
   int64_t kv_cache_tokens = 0;  // of the cache; 0: max_batch_size sequences of max_seq_len
   int64_t max_num_batched_tokens = 512;  // tokens of one step; longer prompts go in chunks
+  /// Compare the weights with the directory's checksums, if it has any, and refuse values that are
+  /// not finite. Runs beside the first step; no token leaves before every weight was verified.
+  bool verify_weights = true;
 };
 
 /// One prompt and how it is to be completed.

@@ -123,6 +123,13 @@ struct Ceilings {
   std::string note;                    // what matmul_tflops is
 };
 
+/// Copies bytes [offset, offset + num_bytes) of what is brought to a device: dst = src, and looks
+/// at them on the way. Pieces begin at multiples of kCopyPiece and are as long, but for the last;
+/// several threads copy at once. Must not throw.
+inline constexpr size_t kCopyPiece = size_t{4} << 20;
+using CopyPiece =
+    std::function<void(size_t offset, const std::byte* src, std::byte* dst, size_t num_bytes)>;
+
 /// One device. The model never asks which. Operators run in call order; their arguments were
 /// checked by src/ops. Not thread safe: one engine owns one backend.
 class Backend {
@@ -160,8 +167,10 @@ class Backend {
   virtual std::optional<int64_t> total_bytes() const = 0;
   /// True when host memory, such as a mapped file, can be read by the kernels as it is.
   virtual bool reads_host_memory() const = 0;
-  /// Copies of any size from and to any host memory; `src` may be reused on return.
-  virtual void copy_from_host(const void* src, void* dst, size_t num_bytes) = 0;
+  /// Copies of any size from and to any host memory; `src` may be reused on return. copy_piece, if
+  /// given, brings each piece to the memory that the device copies from.
+  virtual void copy_from_host(const void* src, void* dst, size_t num_bytes,
+                              const CopyPiece& copy_piece = nullptr) = 0;
   virtual void copy_to_host(const void* src, void* dst, size_t num_bytes) = 0;
   /// Queues a copy from memory of allocate_host(), which must stay as it is until it is done. Can
   /// be part of a step that is recorded.
@@ -169,9 +178,11 @@ class Backend {
   virtual void synchronize() = 0;
 
   /// Packs W of [out, in] (kOutIn) or [in, out] (kInOut) host values of src_dtype into `dst`,
-  /// memory of this backend, as linear_layout(dtype) of `dtype`.
+  /// memory of this backend, as linear_layout(dtype) of `dtype`. copy_piece: as copy_from_host();
+  /// not called where reads_host_memory().
   virtual void pack_weight(const void* src, DType src_dtype, LinearLayout src_layout,
-                           int64_t in_features, int64_t out_features, DType dtype, void* dst) = 0;
+                           int64_t in_features, int64_t out_features, DType dtype, void* dst,
+                           const CopyPiece& copy_piece = nullptr) = 0;
   /// data[i] = mean + scale * uniform in [-1, 1), a function of seed and i.
   virtual void fill_random(void* data, DType dtype, int64_t count, float mean, float scale,
                            uint64_t seed) = 0;

@@ -51,8 +51,16 @@ class CpuBackend : public Backend {
   std::optional<int64_t> available_bytes() const override { return std::nullopt; }
   std::optional<int64_t> total_bytes() const override { return std::nullopt; }
   bool reads_host_memory() const override { return true; }
-  void copy_from_host(const void* src, void* dst, size_t num_bytes) override {
-    std::memcpy(dst, src, num_bytes);
+  void copy_from_host(const void* src, void* dst, size_t num_bytes,
+                      const CopyPiece& copy_piece) override {
+    if (!copy_piece) {
+      std::memcpy(dst, src, num_bytes);
+      return;
+    }
+    for (size_t at = 0; at < num_bytes; at += kCopyPiece) {
+      copy_piece(at, static_cast<const std::byte*>(src) + at, static_cast<std::byte*>(dst) + at,
+                 std::min(kCopyPiece, num_bytes - at));
+    }
   }
   void copy_to_host(const void* src, void* dst, size_t num_bytes) override {
     std::memcpy(dst, src, num_bytes);
@@ -63,7 +71,7 @@ class CpuBackend : public Backend {
   void synchronize() override {}
 
   void pack_weight(const void* src, DType src_dtype, LinearLayout src_layout, int64_t in_features,
-                   int64_t out_features, DType dtype, void* dst) override {
+                   int64_t out_features, DType dtype, void* dst, const CopyPiece&) override {
     Buffer converted;
     if (src_dtype != dtype || reinterpret_cast<uintptr_t>(src) % dtype_size(dtype) != 0) {
       const auto count = static_cast<size_t>(checked_mul(in_features, out_features, "weight"));

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <map>
+#include <vector>
 
 #include "backend/host_to_device.h"
 #include "core/error.h"
@@ -172,10 +173,17 @@ class CudaBackend : public Backend {
     return static_cast<int64_t>(total_bytes);
   }
   bool reads_host_memory() const override { return false; }
-  void copy_from_host(const void* src, void* dst, size_t num_bytes) override {
+  void copy_from_host(const void* src, void* dst, size_t num_bytes,
+                      const CopyPiece& copy_piece) override {
     if (num_bytes >= kStagedCopyBytes) {
-      host_to_device_.copy(src, dst, num_bytes, context().stream);
+      host_to_device_.copy(src, dst, num_bytes, context().stream, copy_piece);
       return;
+    }
+    std::vector<std::byte> staged;  // outlives the copy: synchronize() waits for it
+    if (copy_piece && num_bytes > 0) {
+      staged.resize(num_bytes);
+      copy_piece(0, static_cast<const std::byte*>(src), staged.data(), num_bytes);
+      src = staged.data();
     }
     CARAVAN_CUDA_CHECK(
         cudaMemcpyAsync(dst, src, num_bytes, cudaMemcpyHostToDevice, context().stream));
@@ -197,7 +205,8 @@ class CudaBackend : public Backend {
   void synchronize() override { CARAVAN_CUDA_CHECK(cudaStreamSynchronize(context().stream)); }
 
   void pack_weight(const void* src, DType src_dtype, LinearLayout src_layout, int64_t in_features,
-                   int64_t out_features, DType dtype, void* dst) override {
+                   int64_t out_features, DType dtype, void* dst,
+                   const CopyPiece& copy_piece) override {
     const auto count = static_cast<size_t>(checked_mul(in_features, out_features, "weight"));
     const size_t num_bytes = count * dtype_size(src_dtype);
     // One tensor after the other: the stage is as large as the largest so far.
@@ -206,7 +215,7 @@ class CudaBackend : public Backend {
       stage_ = Buffer();
       stage_ = allocate(num_bytes);
     }
-    copy_from_host(src, stage_.data(), num_bytes);
+    copy_from_host(src, stage_.data(), num_bytes, copy_piece);
     cuda::launch_pack_weight({.in_features = in_features,
                               .out_features = out_features,
                               .is_in_out = src_layout == LinearLayout::kInOut,

@@ -13,7 +13,7 @@ namespace caravan::cuda {
 
 namespace {
 
-constexpr size_t kPieceBytes = size_t{4} << 20;
+constexpr size_t kPieceBytes = kCopyPiece;
 constexpr size_t kSlotsPerLane = 3;
 constexpr int kMaxLanes = 12;
 
@@ -56,7 +56,8 @@ void HostToDevice::open() {
   }
 }
 
-void HostToDevice::copy(const void* src, void* dst, size_t num_bytes, cudaStream_t stream) {
+void HostToDevice::copy(const void* src, void* dst, size_t num_bytes, cudaStream_t stream,
+                        const CopyPiece& copy_piece) {
   open();
   // What was queued on `stream` (the memory's zeroing) comes first.
   cudaEvent_t before = lanes_.front().slots.front().copied;
@@ -78,7 +79,11 @@ void HostToDevice::copy(const void* src, void* dst, size_t num_bytes, cudaStream
       lane.next = (lane.next + 1) % kSlotsPerLane;
       populate(from, size);
       CARAVAN_CUDA_CHECK(cudaEventSynchronize(slot.copied));
-      std::memcpy(slot.pinned, from, size);
+      if (copy_piece) {
+        copy_piece(begin, from, static_cast<std::byte*>(slot.pinned), size);
+      } else {
+        std::memcpy(slot.pinned, from, size);
+      }
       CARAVAN_CUDA_CHECK(cudaMemcpyAsync(static_cast<std::byte*>(dst) + begin, slot.pinned, size,
                                          cudaMemcpyHostToDevice, lane.stream));
       CARAVAN_CUDA_CHECK(cudaEventRecord(slot.copied, lane.stream));

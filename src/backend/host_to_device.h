@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <vector>
 
-#include "core/tensor.h"
+#include "backend/backend.h"
 
 namespace caravan::cuda {
 
@@ -18,8 +18,10 @@ class HostToDevice {
   HostToDevice& operator=(const HostToDevice&) = delete;
   ~HostToDevice();
 
-  /// `src` may be reused on return; work queued on `stream` afterwards sees the data.
-  void copy(const void* src, void* dst, size_t num_bytes, cudaStream_t stream);
+  /// `src` may be reused on return; work queued on `stream` afterwards sees the data. copy_piece,
+  /// if given, brings each piece into pinned memory.
+  void copy(const void* src, void* dst, size_t num_bytes, cudaStream_t stream,
+            const CopyPiece& copy_piece = nullptr);
 
  private:
   struct Slot {

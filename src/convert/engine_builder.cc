@@ -13,6 +13,7 @@
 #include "format/checksum.h"
 #include "format/safetensors.h"
 #include "format/tensor_source.h"
+#include "format/weight_check.h"
 
 namespace caravan {
 
@@ -28,8 +29,8 @@ class EngineWriter {
  public:
   EngineWriter(SafetensorsWriter& file, Progress& progress) : file_(file), progress_(progress) {}
 
-  /// Returns the XXH3 of the bytes written.
-  uint64_t write(const ResolvedWeight& weight, const EngineWeight& form) {
+  /// Returns the checksums of the bytes written, and the XXH3 of them all in whole_checksum().
+  TensorChecksum write(const ResolvedWeight& weight, const EngineWeight& form) {
     hash_.emplace();
     const StoredTensor& tensor = *weight.tensor;
     ValueConverter converter(fmt::format("{}: {}", tensor.file->path(), tensor.name), tensor.dtype,
@@ -43,15 +44,17 @@ class EngineWriter {
       write_transposed(tensor, form, converter);
     }
     converter.finish();
-    return hash_->digest();
+    return hash_->finish();
   }
 
   /// A vector of float32.
-  uint64_t write(const std::vector<float>& values) {
+  TensorChecksum write(const std::vector<float>& values) {
     hash_.emplace();
     emit(values.data(), static_cast<int64_t>(values.size()), DType::kF32);
-    return hash_->digest();
+    return hash_->finish();
   }
+
+  uint64_t whole_checksum() const { return hash_->digest(); }
 
  private:
   void emit(const void* data, int64_t count, DType dtype) {
@@ -112,13 +115,21 @@ class EngineWriter {
 
   SafetensorsWriter& file_;
   Progress& progress_;
-  std::optional<Xxh3> hash_;  // of the tensor being written
+  std::optional<TensorHasher> hash_;  // of the tensor being written
   // Kept between tensors: their pages are touched once.
   std::vector<std::byte> gathered_;
   std::vector<char> converted_;
   std::vector<char> whole_;
   std::vector<char> packed_;
 };
+
+/// A damaged checkpoint does not become an engine with checksums of the damage.
+void check_source(const WeightFileCheck& source, const StoredTensor& tensor) {
+  if (!source.has_table()) return;
+  TensorCheck check(tensor, source.find(tensor.name), std::nullopt, source.remedy());
+  check.look_at_all();
+  check.finish();
+}
 
 EngineTensor table_entry(const EngineWeight& form, uint64_t hash) {
   EngineTensor entry;
@@ -130,10 +141,11 @@ EngineTensor table_entry(const EngineWeight& form, uint64_t hash) {
   return entry;
 }
 
-boost::json::object write_weights(const EngineBuildOptions& options,
+boost::json::object write_weights(const EngineBuildOptions& options, const WeightFileCheck* source,
                                   const ResolvedWeights& resolved, const ModelConfig& config,
                                   const std::optional<KvCalibration>& calibration,
-                                  const AtomicDirectory& directory, EngineBuildResult& result) {
+                                  const AtomicDirectory& directory, FileChecksums& checksums,
+                                  EngineBuildResult& result) {
   std::vector<EngineWeight> forms;
   std::vector<SafetensorsWriter::Spec> specs;
   uint64_t total = 0;
@@ -158,15 +170,18 @@ boost::json::object write_weights(const EngineBuildOptions& options,
   boost::json::object tensors;
   for (size_t i = 0; i < forms.size(); ++i) {
     const ResolvedWeight& weight = resolved.weights[i];
-    const uint64_t hash = calibration && attention_bias_layer(weight.spec)
-                              ? writer.write(centered_bias(weight, resolved, *calibration))
-                              : writer.write(weight, forms[i]);
-    tensors[specs[i].name] = engine_tensor_to_json(table_entry(forms[i], hash));
+    if (source != nullptr) check_source(*source, *weight.tensor);
+    checksums.tensors[specs[i].name] =
+        calibration && attention_bias_layer(weight.spec)
+            ? writer.write(centered_bias(weight, resolved, *calibration))
+            : writer.write(weight, forms[i]);
+    tensors[specs[i].name] = engine_tensor_to_json(table_entry(forms[i], writer.whole_checksum()));
   }
   for (const WeightSpec& spec : kv_specs) {
-    const uint64_t hash = writer.write(kv_scale_values(calibration->scales, config, spec));
-    tensors[spec.name] = engine_tensor_to_json(table_entry({}, hash));
+    checksums.tensors[spec.name] = writer.write(kv_scale_values(calibration->scales, config, spec));
+    tensors[spec.name] = engine_tensor_to_json(table_entry({}, writer.whole_checksum()));
   }
+  checksums.header = file.header_checksum();
   file.finish();
   result.num_tensors = static_cast<int64_t>(specs.size());
   result.num_bytes = static_cast<int64_t>(total);
@@ -194,6 +209,15 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
   const TensorSource source = TensorSource::open_directory(options.input);
   const ResolvedWeights resolved =
       resolve_gpt2_weights(source, dir.config, options.input, dir.kv_scale_dtype.has_value());
+  std::optional<WeightFileCheck> source_check;
+  if (dir.kind == ModelDirKind::kCheckpoint) {
+    source_check.emplace(dir, source, 0);
+    source_check->check_filler();
+    for (const WeightSpec& spec :
+         dir.kv_scale_dtype ? kv_scale_specs(dir.config) : std::vector<WeightSpec>{}) {
+      if (const StoredTensor* scales = source.find(spec.name)) check_source(*source_check, *scales);
+    }
+  }
   std::optional<KvCalibration> calibration = options.kv_calibration;
   if (!calibration) calibration = load_kv_calibration(dir);
   CARAVAN_CHECK(
@@ -208,7 +232,7 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
   AtomicDirectory directory(options.output, options.replace, model_directory_kind());
   try {
     directory.clear();
-    boost::json::object config = source_config_json(options.input, options.build.dtype);
+    const boost::json::object config = source_config_json(options.input, options.build.dtype);
     boost::json::object caravan = {{"kind", "engine"},
                                    {"format_version", kModelDirFormatVersion},
                                    {"tensor_parallel", 1},
@@ -216,16 +240,16 @@ EngineBuildResult build_engine(const EngineBuildOptions& options) {
                                    {"build", build_config_to_json(options.build)},
                                    {"memory_plan", plan_json(result.plan)}};
     if (calibration) caravan["kv_calibration"] = calibration->record;
-    caravan["tensors"] =
-        write_weights(options, resolved, dir.config, calibration, directory, result);
+    FileChecksums checksums;
+    caravan["tensors"] = write_weights(options, source_check ? &*source_check : nullptr, resolved,
+                                       dir.config, calibration, directory, checksums, result);
+    caravan["checksums"] = checksums_to_json({checksums});
     result.copied_files = copy_side_files(options.input, directory);
-    config["caravan"] = caravan;
-    write_json_file(directory.file("config.json"), config);
+    write_model_config(directory.file("config.json"), config, caravan);
     source_files.check_unchanged(resolved.weights);
     if (options.certify) {
       caravan["certificate"] = options.certify(directory.work_path());
-      config["caravan"] = caravan;
-      write_json_file(directory.file("config.json"), config);
+      write_model_config(directory.file("config.json"), config, caravan);
     }
     directory.commit();
     return result;

@@ -7,6 +7,7 @@
 #include "convert/lint.h"
 #include "convert/test_models.h"
 #include "format/model_dir.h"
+#include "format/weight_check.h"
 
 namespace caravan {
 namespace {
@@ -39,7 +40,7 @@ TEST_F(EngineBuilderTest, EveryElementIsWhereTheLayoutSays) {
     EXPECT_EQ(dir.build->max_input_len, 20);
     EXPECT_EQ(dir.build->dtype, dtype);
     EXPECT_EQ(result.num_bytes, result.plan.weights_bytes);
-    EXPECT_NO_THROW(verify_engine_checksums(dir));
+    EXPECT_TRUE(verify_checksums(dir));
     const TensorSource engine = TensorSource::open_file(dir.rank_path(0));
     int64_t num_bytes = 0;
     for (const WeightSpec& spec : gpt2_weight_specs(dir.config, true)) {
@@ -128,7 +129,7 @@ TEST_F(EngineBuilderTest, KvScalesPassThroughEveryDirectory) {
   }
   const ModelDir engine = open_model_dir(at("engine"));
   EXPECT_EQ(engine.build->kv_cache_dtype, DType::kI8);
-  EXPECT_NO_THROW(verify_engine_checksums(engine));
+  EXPECT_TRUE(verify_checksums(engine));
   EXPECT_EQ(result.num_bytes, result.plan.weights_bytes + result.plan.kv_scale_bytes);
   EXPECT_FALSE(load_kv_calibration(open_model_dir(at("hf"))).has_value());
 }
@@ -255,7 +256,7 @@ TEST_F(EngineBuilderTest, EveryFlippedBitIsFound) {
     std::string bad = good;
     bad[offset + i] ^= static_cast<char>(1 << (i % 8));
     std::ofstream(dir.rank_path(0), std::ios::binary) << bad;
-    const auto [code, message] = error_of([&] { verify_engine_checksums(dir); });
+    const auto [code, message] = error_of([&] { verify_checksums(dir); });
     EXPECT_EQ(code, ErrorCode::kCorrupt);
     EXPECT_NE(message.find("h.0.attn.c_attn.weight"), std::string::npos) << message;
   }

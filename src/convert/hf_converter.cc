@@ -153,7 +153,9 @@ class Conversion {
   const std::vector<ResolvedWeight>& weights() const { return resolved_.weights; }
 
   ConvertResult run(AtomicDirectory& directory) {
-    config_["caravan"] = caravan_object(options_, resolved_, dtype_, hash_sources(resolved_));
+    boost::json::object caravan =
+        caravan_object(options_, resolved_, dtype_, hash_sources(resolved_));
+    config_["caravan"] = caravan;
     if (options_.restart) directory.clear();
     ConvertResult result;
     result.dtype = dtype_;
@@ -173,12 +175,14 @@ class Conversion {
     }
     directory.check_room(total);
     Progress progress("convert", total, "B");
+    std::vector<FileChecksums> checksums;
     for (int rank = 0; rank < options_.tensor_parallel; ++rank) {
-      convert_rank(rank, directory, journal, progress, result);
+      checksums.push_back(convert_rank(rank, directory, journal, progress, result));
     }
     progress.finish();
     result.copied_files = copy_side_files(options_.input, directory);
-    write_json_file(directory.file("config.json"), config_);
+    caravan["checksums"] = checksums_to_json(checksums);
+    write_model_config(directory.file("config.json"), config_, std::move(caravan));
     remove_leftovers(directory, result.copied_files);
     return result;
   }
@@ -208,8 +212,8 @@ class Conversion {
     return settings;
   }
 
-  void convert_rank(int rank, const AtomicDirectory& directory, ConvertJournal& journal,
-                    Progress& progress, ConvertResult& result) const {
+  FileChecksums convert_rank(int rank, const AtomicDirectory& directory, ConvertJournal& journal,
+                             Progress& progress, ConvertResult& result) const {
     const auto specs = rank_specs(rank);
     ResumableSafetensors file(directory.file(fmt::format("rank{}.safetensors", rank)), specs,
                               {{"format", "pt"}, {"rank", std::to_string(rank)}});
@@ -234,6 +238,7 @@ class Conversion {
     result.num_tensors += static_cast<int64_t>(specs.size());
     result.num_resumed += static_cast<int64_t>(num_kept);
     result.num_bytes += static_cast<int64_t>(file.num_bytes());
+    return file.checksums();
   }
 
   uint64_t write_attention_bias(const ResolvedWeight& weight, int rank, ResumableSafetensors& file,

@@ -10,6 +10,7 @@
 #include "core/json.h"
 #include "core/json_text.h"
 #include "core/mapped_file.h"
+#include "format/weight_checksums.h"
 
 namespace caravan {
 
@@ -166,6 +167,15 @@ std::string pretty_json(const boost::json::value& value, int max_depth) {
 void write_json_file(const FileAt& path, const boost::json::value& value) {
   AtomicFile file(path);
   file.write(pretty_json(value, 3));
+  file.commit();
+}
+
+void write_model_config(const FileAt& path, boost::json::object config,
+                        boost::json::object caravan) {
+  caravan["config_xxh3"] = kNoConfigChecksum;
+  config["caravan"] = std::move(caravan);
+  AtomicFile file(path);
+  file.write(with_config_checksum(pretty_json(config, 3)));
   file.commit();
 }
 

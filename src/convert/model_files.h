@@ -41,6 +41,11 @@ std::string pretty_json(const boost::json::value& value, int max_depth = 2);
 /// Writes pretty_json(value) to `path` atomically.
 void write_json_file(const FileAt& path, const boost::json::value& value);
 
+/// Writes config.json of a checkpoint or engine: `config` with "caravan" set to `caravan` and in it
+/// "config_xxh3", the file's checksum of itself.
+void write_model_config(const FileAt& path, boost::json::object config,
+                        boost::json::object caravan);
+
 /// config.json of `source_directory` as it is, with torch_dtype set to `dtype` and without any
 /// "caravan" object.
 boost::json::object source_config_json(const std::string& source_directory, DType dtype);

@@ -122,6 +122,7 @@ ResumableSafetensors::ResumableSafetensors(const FileAt& file,
                            {"shape", std::move(sizes)},
                            {"data_offsets", boost::json::array{offset, end}}};
     ends_.push_back(static_cast<uint64_t>(end));
+    names_.push_back(tensor.name);
     offset = end;
   }
   std::string json = to_json_text(header);
@@ -138,16 +139,18 @@ ResumableSafetensors::~ResumableSafetensors() {
   if (fd_ >= 0) ::close(fd_);
 }
 
-bool ResumableSafetensors::matches(uint64_t begin, uint64_t end, uint64_t hash) const {
+std::optional<TensorChecksum> ResumableSafetensors::matches(uint64_t begin, uint64_t end,
+                                                            uint64_t hash) const {
   std::vector<char> buffer(static_cast<size_t>(std::min<uint64_t>(kReadBytes, end - begin)));
-  Xxh3 state;
+  TensorHasher state;
   for (uint64_t at = begin; at < end;) {
     const auto want = static_cast<size_t>(std::min<uint64_t>(kReadBytes, end - at));
-    if (read_some(fd_, path_, at, buffer.data(), want) != want) return false;
+    if (read_some(fd_, path_, at, buffer.data(), want) != want) return std::nullopt;
     state.update(std::as_bytes(std::span(buffer.data(), want)));
     at += want;
   }
-  return state.digest() == hash;
+  if (state.digest() != hash) return std::nullopt;
+  return state.finish();
 }
 
 size_t ResumableSafetensors::resume(const std::vector<uint64_t>& hashes) {
@@ -155,8 +158,11 @@ size_t ResumableSafetensors::resume(const std::vector<uint64_t>& hashes) {
   const bool has_header =
       read_some(fd_, path_, 0, found.data(), found.size()) == found.size() && found == header_;
   if (has_header) {
-    while (current_ < std::min(hashes.size(), ends_.size()) &&
-           matches(begin_of(current_), ends_[current_], hashes[current_])) {
+    while (current_ < std::min(hashes.size(), ends_.size())) {
+      std::optional<TensorChecksum> kept =
+          matches(begin_of(current_), ends_[current_], hashes[current_]);
+      if (!kept) break;
+      checksums_.push_back(*std::move(kept));
       ++current_;
     }
   } else {
@@ -182,8 +188,16 @@ uint64_t ResumableSafetensors::end_tensor() {
                      offset_ - begin_of(current_));
   ++current_;
   const uint64_t digest = hash_->digest();
+  checksums_.push_back(hash_->finish());
   hash_.emplace();
   return digest;
+}
+
+FileChecksums ResumableSafetensors::checksums() const {
+  FileChecksums result;
+  result.header = xxh3(std::as_bytes(std::span(header_.data(), header_.size())));
+  for (size_t i = 0; i < checksums_.size(); ++i) result.tensors[names_[i]] = checksums_[i];
+  return result;
 }
 
 void ResumableSafetensors::finish() {

@@ -12,6 +12,7 @@
 #include "core/progress.h"
 #include "format/checksum.h"
 #include "format/safetensors.h"
+#include "format/weight_checksums.h"
 
 namespace caravan {
 
@@ -41,13 +42,17 @@ class ResumableSafetensors {
   /// fsync. Errors: kIo; kInternal when tensors are missing.
   void finish();
 
+  /// Of the header and of every tensor that is kept or ended.
+  FileChecksums checksums() const;
+
   uint64_t num_bytes() const { return ends_.empty() ? header_.size() : ends_.back(); }
   /// Bytes of tensor i.
   uint64_t tensor_bytes(size_t i) const { return ends_[i] - begin_of(i); }
 
  private:
   uint64_t begin_of(size_t i) const { return i == 0 ? header_.size() : ends_[i - 1]; }
-  bool matches(uint64_t begin, uint64_t end, uint64_t hash) const;
+  /// The checksums of bytes [begin, end), when their XXH3 is `hash`.
+  std::optional<TensorChecksum> matches(uint64_t begin, uint64_t end, uint64_t hash) const;
 
   std::string path_;
   std::string header_;  // length and JSON
@@ -55,7 +60,9 @@ class ResumableSafetensors {
   int fd_ = -1;
   uint64_t offset_ = 0;
   size_t current_ = 0;
-  std::optional<Xxh3> hash_;  // of the current tensor
+  std::optional<TensorHasher> hash_;  // of the current tensor
+  std::vector<std::string> names_;
+  std::vector<TensorChecksum> checksums_;  // of tensors 0 to current_ - 1
 };
 
 inline constexpr const char* kJournalName = "convert.journal";

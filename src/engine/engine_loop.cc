@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
+#include <future>
 #include <mutex>
 #include <thread>
 #include <unordered_map>
@@ -44,7 +45,23 @@ struct EngineLoop::Impl {
       : engine(std::move(owned_engine)), options(std::move(loop_options)) {
     update_stats();
     last_progress = Clock::now().time_since_epoch();
-    thread = std::thread([this] { run(); });
+    thread = std::thread([this] {
+      try {
+        if (options.on_start) options.on_start(*engine);
+      } catch (...) {
+        started.set_exception(std::current_exception());
+        return;
+      }
+      update_stats();
+      started.set_value();
+      run();
+    });
+    try {
+      started.get_future().get();
+    } catch (...) {
+      thread.join();
+      throw;
+    }
   }
   ~Impl() {
     {
@@ -347,6 +364,7 @@ struct EngineLoop::Impl {
   bool is_draining = false;
   bool is_stopping = false;
 
+  std::promise<void> started;  // options.on_start returned
   std::thread thread;
 };
 

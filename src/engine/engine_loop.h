@@ -43,11 +43,15 @@ struct EngineLoopOptions {
   int64_t max_waiting_tokens = 0;  // of their prompts, likewise; 0: no limit
   /// Called on the loop's thread after every step; must be quick.
   std::function<void(const StepInfo&)> on_step;
+  /// Called on the loop's thread before the first request. What it throws comes out of the
+  /// constructor.
+  std::function<void(LlmEngine&)> on_start = nullptr;
 };
 
 /// Runs an LlmEngine on a thread of its own. All public functions are thread safe.
 class EngineLoop {
  public:
+  /// Errors: what options.on_start throws.
   EngineLoop(std::unique_ptr<LlmEngine> engine, EngineLoopOptions options);
   /// Ends every request with kAbort, then the thread.
   ~EngineLoop();

@@ -55,6 +55,7 @@ LlmEngine make_engine(const LlmOptions& options, const ModelDir& dir) {
   engine.runner.max_num_logits = options.max_batch_size;
   engine.runner.max_num_batched_tokens =
       std::max(options.max_num_batched_tokens, options.max_batch_size);
+  engine.runner.verify_weights = options.verify_weights;
   engine.eos_token_ids = dir.config.eos_token_ids;
   CARAVAN_CHECK(options.max_batch_size >= 1, "max batch size {}, expected at least 1",
                 options.max_batch_size);

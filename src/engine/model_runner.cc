@@ -125,7 +125,7 @@ ModelRunner::ModelRunner(const ModelDir& dir, std::unique_ptr<Backend> backend,
     : backend_(std::move(backend)),
       model_(seed ? Gpt2Model::random(dir.config, *backend_, options.dtype.value_or(DType::kF16),
                                       *seed)
-                  : Gpt2Model::load(dir, *backend_, options.dtype)),
+                  : Gpt2Model::load(dir, *backend_, options.dtype, options.verify_weights)),
       max_seq_len_(sequence_limit(dir, options.max_seq_len)),
       max_num_logits_(step_limits(options).max_num_logits),
       cache_(*backend_, dir.config,
@@ -167,6 +167,7 @@ BatchTensors ModelRunner::prepare(const Batch& batch, int64_t num_rows, int64_t 
 }
 
 void ModelRunner::forward(const Batch& batch, const ForwardObserver& observer) {
+  if (observer) model_.check_weights();
   num_sampled_ = 0;
   const BatchTensors tensors = prepare(batch, 0, batch.max_context_len(), {});
   if (device_batch_) device_batch_->copy(step_slot());
@@ -214,6 +215,7 @@ std::span<const float> ModelRunner::compute_logits(const ConstTensor& rows) {
   const auto vocab_size = static_cast<size_t>(model_.config().vocab_size);
   model_.logits(rows, logits_tensor(num_rows));
   backend_->synchronize();
+  model_.check_weights();
   const auto size = static_cast<size_t>(num_rows) * vocab_size;
   if (!device_batch_) return {logits_.as<float>(), size};
   for (int64_t row = 0; row < num_rows; ++row) copy_logits_to_host(row);
@@ -412,6 +414,7 @@ std::span<const StepOutput> ModelRunner::collect() {
   CARAVAN_CHECK_CODE(num_collected_ < num_launched_, kInternal, "no step is in flight");
   Step& step = steps_[static_cast<size_t>(num_collected_++) % steps_.size()];
   if (step.is_waiting) wait_for_tokens(step);
+  model_.check_weights();
   return step.outputs;
 }
 

@@ -27,6 +27,9 @@ struct ModelRunnerOptions {
   int64_t max_seq_len = 0;     // 0: the engine's limit, else the model's
   int64_t max_batch_size = 8;
   int64_t num_kv_blocks = 0;  // 0: max_batch_size sequences of max_seq_len
+  /// Compare the weights with their checksums and look for values that are not finite: beside the
+  /// first step where they stay mapped; no result leaves before.
+  bool verify_weights = true;
 };
 
 /// The step limits that these options mean, for memory plans and reserve().

@@ -6,6 +6,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace caravan {
 
@@ -25,6 +26,34 @@ class Xxh3 {
  private:
   struct State;
   State* state_;
+};
+
+/// What one checksum covers of a tensor's bytes: several threads can verify one tensor, each a
+/// chunk that it has in its cache.
+inline constexpr uint64_t kChecksumChunk = uint64_t{4} << 20;
+
+/// XXH3-64 of every chunk of one tensor's bytes; the last chunk is what is left. A tensor of no
+/// bytes has none.
+struct TensorChecksum {
+  std::vector<uint64_t> chunks;
+  bool is_whole = false;  // an old table: one checksum of all bytes, however many
+};
+
+/// The checksums of one tensor, fed in pieces.
+class TensorHasher {
+ public:
+  TensorHasher() = default;
+  void update(std::span<const std::byte> bytes);
+  /// XXH3-64 of all bytes so far.
+  uint64_t digest() const { return whole_.digest(); }
+  /// The chunks of all bytes so far; only digest() may be called after it.
+  TensorChecksum finish();
+
+ private:
+  Xxh3 whole_;
+  std::optional<Xxh3> chunk_;
+  uint64_t num_in_chunk_ = 0;
+  TensorChecksum result_;
 };
 
 /// 16 lower-case hexadecimal digits, and back.

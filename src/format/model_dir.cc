@@ -7,7 +7,6 @@
 #include "core/error.h"
 #include "core/mapped_file.h"
 #include "core/op_params.h"
-#include "core/progress.h"
 #include "format/checksum.h"
 #include "format/json_fields.h"
 #include "format/tensor_source.h"
@@ -125,18 +124,13 @@ uint64_t engine_tensor_bytes(const EngineTensor& tensor, const WeightSpec& spec)
   return static_cast<uint64_t>(count) * dtype_size(tensor.dtype);
 }
 
-uint64_t checksum_of(const StoredTensor& tensor, Progress& progress) {
-  constexpr uint64_t kPiece = uint64_t{8} << 20;
-  Xxh3 checksum;
-  const uint64_t num_bytes = tensor.num_bytes();
-  for (uint64_t at = 0; at < num_bytes; at += kPiece) {
-    const uint64_t count = std::min(kPiece, num_bytes - at);
-    tensor.file->will_need(tensor.offset + at, count);
-    checksum.update({tensor.data() + at, count});
-    tensor.file->release(tensor.offset + at, count);
-    progress.add(count);
+// Engines of older versions have a checksum of each whole tensor and none of the header.
+std::vector<FileChecksums> old_engine_checksums(const ModelDir& dir) {
+  FileChecksums file;
+  for (const auto& [name, tensor] : dir.tensors) {
+    file.tensors[name] = {.chunks = {tensor.xxh3}, .is_whole = true};
   }
-  return checksum.digest();
+  return {std::move(file)};
 }
 
 }  // namespace
@@ -177,6 +171,14 @@ ModelDir parse_model_dir(std::string_view json, ModelConfig config, const std::s
     dir.kv_scale_dtype = dtype;
   }
   if (dir.kind == ModelDirKind::kEngine) parse_engine(fields, where, dir);
+  if (dir.caravan.contains("checksums")) {
+    dir.checksums = parse_checksums(fields.object("checksums"), where, dir.tensor_parallel);
+  } else if (dir.kind == ModelDirKind::kEngine) {
+    dir.checksums = old_engine_checksums(dir);
+  }
+  if (dir.caravan.contains("config_xxh3")) {
+    dir.config_checksum = config_checksum_of(json, fields.string("config_xxh3"), where);
+  }
   return dir;
 }
 
@@ -220,26 +222,6 @@ const StoredTensor& find_engine_tensor(const ModelDir& dir, const TensorSource& 
   CARAVAN_CHECK_CODE(tensor->num_bytes() == num_bytes, kCorrupt, "{}: {}: {} bytes, expected {}",
                      dir.rank_path(0), spec.name, tensor->num_bytes(), num_bytes);
   return *tensor;
-}
-
-void verify_engine_checksums(const ModelDir& dir) {
-  CARAVAN_CHECK(dir.kind == ModelDirKind::kEngine, "{}: not an engine: it has no checksums",
-                dir.path);
-  const TensorSource source = TensorSource::open_file(dir.rank_path(0));
-  const std::vector<WeightSpec> specs = engine_tensor_specs(dir);
-  uint64_t total = 0;
-  for (const WeightSpec& spec : specs) total += find_engine_tensor(dir, source, spec).num_bytes();
-  Progress progress("verify", total, "B");
-  for (const WeightSpec& spec : specs) {
-    const StoredTensor& tensor = find_engine_tensor(dir, source, spec);
-    const uint64_t checksum = checksum_of(tensor, progress);
-    const uint64_t expected = dir.tensors.at(spec.name).xxh3;
-    CARAVAN_CHECK_CODE(checksum == expected, kCorrupt,
-                       "{}: {} at offset {}: checksum {}, expected {}: build the engine again",
-                       dir.rank_path(0), spec.name, tensor.offset, checksum_text(checksum),
-                       checksum_text(expected));
-  }
-  progress.finish();
 }
 
 }  // namespace caravan

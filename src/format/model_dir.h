@@ -5,11 +5,13 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "core/json.h"
 #include "core/linear_layout.h"
 #include "format/model_config.h"
 #include "format/tensor_source.h"
+#include "format/weight_checksums.h"
 #include "format/weight_spec.h"
 
 namespace caravan {
@@ -51,7 +53,9 @@ struct ModelDir {
   std::optional<BuildConfig> build;             // engine
   std::map<std::string, EngineTensor> tensors;  // engine, by canonical name
   std::optional<DType> kv_scale_dtype;          // checkpoint, engine: stored KV scales are for it
-  boost::json::object caravan;                  // the whole "caravan" object, {} if none
+  std::vector<FileChecksums> checksums;         // by rank; empty: the directory has no table
+  std::optional<ConfigChecksum> config_checksum;
+  boost::json::object caravan;  // the whole "caravan" object, {} if none
 
   std::string rank_path(int rank) const;  // path/rank{r}.safetensors
 };
@@ -71,9 +75,5 @@ boost::json::object engine_tensor_to_json(const EngineTensor& tensor);
 /// opened from dir.rank_path(0); spec comes from gpt2_weight_specs. Errors: kCorrupt.
 const StoredTensor& find_engine_tensor(const ModelDir& dir, const TensorSource& source,
                                        const WeightSpec& spec);
-
-/// Reads every tensor of an engine and compares its XXH3 with the table. Errors: kCorrupt naming
-/// the tensor, offset, got and wanted.
-void verify_engine_checksums(const ModelDir& dir);
 
 }  // namespace caravan

@@ -8,6 +8,7 @@
 #include "core/error.h"
 #include "core/json.h"
 #include "core/json_text.h"
+#include "format/checksum.h"
 #include "format/json_fields.h"
 
 namespace caravan {
@@ -227,7 +228,8 @@ SafetensorsWriter::SafetensorsWriter(const FileAt& file, const std::vector<Spec>
   CARAVAN_CHECK_CODE(header.size() <= kMaxHeaderBytes, kInternal,
                      "{}: a header of {} bytes exceeds the format's limit", path, header.size());
   const uint64_t length = header.size();
-  file_.write(&length, sizeof(length));
+  header.insert(0, reinterpret_cast<const char*>(&length), sizeof(length));
+  header_checksum_ = xxh3(std::as_bytes(std::span(header.data(), header.size())));
   file_.write(header);
   for (Range& range : ranges_) {
     range.offset += data_start;

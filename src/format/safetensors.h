@@ -55,6 +55,9 @@ class SafetensorsWriter {
   /// fsync and rename.
   void finish();
 
+  /// XXH3-64 of the header: everything before the first tensor.
+  uint64_t header_checksum() const { return header_checksum_; }
+
  private:
   struct Range {
     uint64_t offset, end;
@@ -63,6 +66,7 @@ class SafetensorsWriter {
 
   AtomicFile file_;
   uint64_t alignment_;
+  uint64_t header_checksum_ = 0;
   std::vector<Range> ranges_;
   size_t current_ = 0;
 };

@@ -16,8 +16,10 @@ int64_t matrix_bytes(const LinearWeight& w, bool has_bias) {
 
 }  // namespace
 
-Gpt2Model Gpt2Model::load(const ModelDir& dir, Backend& backend, std::optional<DType> dtype) {
-  return {Gpt2Weights::open(dir, backend, dtype), backend};
+Gpt2Model Gpt2Model::load(const ModelDir& dir, Backend& backend, std::optional<DType> dtype,
+                          bool is_verified) {
+  const WeightCheck check = is_verified ? WeightCheck::kInBackground : WeightCheck::kNone;
+  return {Gpt2Weights::open(dir, backend, dtype, check), backend};
 }
 
 Gpt2Model Gpt2Model::random(const ModelConfig& config, Backend& backend, DType dtype,
@@ -35,6 +37,12 @@ Gpt2Model::Gpt2Model(Gpt2Weights weights, Backend& backend)
     layers_.push_back(weights_.load_layer(i, buffers_, &progress));
   }
   head_ = weights_.load_head(&embedding_, buffers_, &progress);
+  weights_.finish_load();
+}
+
+void Gpt2Model::check_weights() const {
+  weights_.wait_until_checked();
+  weights_.check_unchanged();
 }
 
 Gpt2Activations Gpt2Model::activations(int64_t num_tokens) const {

@@ -27,7 +27,9 @@ using ForwardObserver = std::function<void(std::string_view name, const Tensor& 
 class Gpt2Model {
  public:
   /// Errors: kCorrupt or kUnsupported naming the tensor; kOutOfMemory.
-  static Gpt2Model load(const ModelDir& dir, Backend& backend, std::optional<DType> dtype);
+  /// is_verified: the stored weights are checked (WeightCheck::kInBackground).
+  static Gpt2Model load(const ModelDir& dir, Backend& backend, std::optional<DType> dtype,
+                        bool is_verified = true);
   /// Weights drawn at random on the backend, of the spread that GPT-2 is initialized with: for
   /// measuring speed at sizes of which no checkpoint is at hand.
   static Gpt2Model random(const ModelConfig& config, Backend& backend, DType dtype, uint64_t seed);
@@ -37,6 +39,11 @@ class Gpt2Model {
   const ModelConfig& config() const { return weights_.config(); }
   DType weight_dtype() const { return weights_.dtype(); }
   bool has_own_head() const { return weights_.has_own_head(); }
+  /// To call before any result of forward() leaves: waits until the weights are known to be right,
+  /// and that nobody wrote to them since. Errors: kCorrupt.
+  void check_weights() const;
+  /// The second alone, from any thread.
+  void check_unchanged() const { weights_.check_unchanged(); }
   /// Bytes of weights that one decode step reads: all matrices, biases and LayerNorm parameters,
   /// the head once, wpe not.
   int64_t bytes_per_decode_step() const;

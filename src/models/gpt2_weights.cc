@@ -1,10 +1,19 @@
 #include "models/gpt2_weights.h"
 
+#include <algorithm>
+#include <set>
+#include <thread>
+
 #include "core/error.h"
 
 namespace caravan {
 
 namespace {
+
+constexpr uintptr_t kMappedAlignment = 64;  // bytes, of what the kernels read where it lies
+// Half of the threads, because the first step runs beside them; more than so many are not faster
+// than the memory.
+constexpr int kMaxCheckThreads = 8;
 
 // `tensor` as `dtype` in aligned memory: a view of the mapped file when nothing needs to change,
 // else a conversion in `storage`.
@@ -24,17 +33,10 @@ LinearLayout transpose_of(LinearLayout layout) {
   return layout == LinearLayout::kInOut ? LinearLayout::kOutIn : LinearLayout::kInOut;
 }
 
-// A matrix as its kernels read it. The transpose of a stored layout is the other one, so only a
-// matrix with gaps is gathered first.
-void pack(Backend& backend, const StoredTensor& tensor, const WeightSpec& spec, DType dtype,
-          void* data) {
-  std::vector<std::byte> gathered;
-  const bool is_transposed = tensor.is_transposed();
-  const std::byte* values =
-      is_transposed ? tensor.first_byte() : tensor.read(0, tensor.shape.num_elements(), gathered);
-  backend.pack_weight(values, tensor.dtype,
-                      is_transposed ? transpose_of(spec.stored_layout) : spec.stored_layout,
-                      spec.in_features, spec.out_features, dtype, data);
+std::set<std::string> files_of(const TensorSource& source) {
+  std::set<std::string> paths;
+  for (const StoredTensor& tensor : source.tensors()) paths.insert(tensor.file->path());
+  return paths;
 }
 
 bool is_matrix(WeightRole role) {
@@ -68,7 +70,8 @@ DType choose_weight_dtype(const ModelDir& dir, const TensorSource& source,
   return DType::kF16;
 }
 
-Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::optional<DType> wanted) {
+Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::optional<DType> wanted,
+                              WeightCheck check) {
   CARAVAN_CHECK_CODE(dir.tensor_parallel == 1, kUnsupported,
                      "{}: split for {} tensor-parallel ranks; this version runs one rank: convert "
                      "with --tensor-parallel 1",
@@ -79,11 +82,25 @@ Gpt2Weights Gpt2Weights::open(const ModelDir& dir, Backend& backend, std::option
   Gpt2Weights weights(dir.config, backend, choose_weight_dtype(dir, source, wanted));
   weights.source_ = std::move(source);
   weights.is_engine_ = dir.kind == ModelDirKind::kEngine;
+  weights.check_ = check;
+  if (check != WeightCheck::kNone) {
+    const std::set<std::string> paths = files_of(*weights.source_);
+    for (const std::string& path : paths) weights.watches_.emplace_back(path);
+    if (dir.kind == ModelDirKind::kHuggingFace) {
+      CARAVAN_CHECK_CODE(!paths.contains(dir.rank_path(0)), kCorrupt,
+                         "{}/config.json: no \"caravan\" object, but the weights are {}, which "
+                         "caravan wrote with one",
+                         dir.path, dir.rank_path(0));
+    } else {  // before the names of a damaged header are looked for
+      weights.file_check_ = std::make_unique<WeightFileCheck>(dir, *weights.source_, 0);
+    }
+  }
   if (weights.is_engine_) {
     weights.find_in_engine(dir);
   } else {
     weights.find_in_store(dir);
   }
+  if (weights.file_check_) weights.start_checks();
   return weights;
 }
 
@@ -139,6 +156,54 @@ void Gpt2Weights::find_in_store(const ModelDir& dir) {
   }
 }
 
+bool Gpt2Weights::stays_mapped(const Entry& entry) const {
+  return is_engine_ && entry.tensor != nullptr && backend_->reads_host_memory() &&
+         reinterpret_cast<uintptr_t>(entry.tensor->data()) % kMappedAlignment == 0;
+}
+
+void Gpt2Weights::start_checks() {
+  // What load() never comes by: scales of a KV cache.
+  std::vector<std::unique_ptr<TensorCheck>> left;
+  for (const StoredTensor* tensor : file_check_->tensors()) {
+    const auto found = entries_.find(tensor->name);
+    if (found == entries_.end()) {
+      left.push_back(std::make_unique<TensorCheck>(*tensor, file_check_->find(tensor->name),
+                                                   std::nullopt, file_check_->remedy()));
+    } else if (check_ == WeightCheck::kInBackground && stays_mapped(found->second)) {
+      left.push_back(tensor_check(found->second));
+    }
+  }
+  const int num_cores = static_cast<int>(std::thread::hardware_concurrency());
+  const int num_threads = std::clamp(num_cores / 2, 1, kMaxCheckThreads);
+  background_ = std::make_unique<BackgroundCheck>(*file_check_, std::move(left), num_threads);
+  if (check_ == WeightCheck::kAtLoad) background_->wait();
+}
+
+std::unique_ptr<TensorCheck> Gpt2Weights::tensor_check(const Entry& entry) const {
+  const TensorChecksum* expected = file_check_ ? file_check_->find(entry.spec.name) : nullptr;
+  // The threads that copy an engine to a device have no time for more than its checksums.
+  std::optional<DType> finite_as;
+  if (!is_engine_ || backend_->reads_host_memory()) {
+    finite_as = entry.spec.role == WeightRole::kVector ? DType::kF32 : dtype_;
+  }
+  return std::make_unique<TensorCheck>(*entry.tensor, expected, finite_as,
+                                       file_check_ ? file_check_->remedy() : "");
+}
+
+void Gpt2Weights::wait_until_checked() const {
+  if (background_) background_->wait();
+}
+
+void Gpt2Weights::check_unchanged() const {
+  for (const FileWatch& watch : watches_) watch.check();
+}
+
+void Gpt2Weights::finish_load() {
+  check_unchanged();
+  const auto is_mapped = [&](const auto& named) { return stays_mapped(named.second); };
+  if (std::none_of(entries_.begin(), entries_.end(), is_mapped)) watches_.clear();
+}
+
 uint64_t Gpt2Weights::num_stored_bytes() const {
   uint64_t total = 0;
   for (const auto& [name, entry] : entries_) {
@@ -177,18 +242,44 @@ const void* Gpt2Weights::load(const Entry& entry, LinearLayout& layout,
     return data;
   }
   const StoredTensor& tensor = *entry.tensor;
-  if (is_engine_ && backend_->reads_host_memory() &&
-      reinterpret_cast<uintptr_t>(tensor.data()) % 64 == 0) {
-    return tensor.data();
+  const bool is_mapped = stays_mapped(entry);
+  std::unique_ptr<TensorCheck> check;
+  if (check_ == WeightCheck::kAtLoad || (check_ == WeightCheck::kInBackground && !is_mapped)) {
+    check = tensor_check(entry);
   }
-  void* data = allocate();
-  if (!is_engine_ && is_matrix(spec.role)) {
-    pack(*backend_, tensor, spec, dtype, data);
+  const bool is_packed = !is_engine_ && is_matrix(spec.role);
+  // The transpose of a stored layout is the other one, so only a matrix with gaps is gathered.
+  const bool is_transposed = is_packed && tensor.is_transposed();
+  std::vector<std::byte> gathered;
+  Buffer converted;
+  const void* src = nullptr;
+  if (is_transposed) {
+    src = tensor.first_byte();
+  } else if (is_packed || is_mapped) {
+    src = tensor.read(0, tensor.shape.num_elements(), gathered);
   } else {
-    Buffer converted;
-    backend_->copy_from_host(as_dtype(tensor, dtype, converted), data,
-                             static_cast<size_t>(count) * dtype_size(dtype));
+    src = as_dtype(tensor, dtype, converted);
   }
+  // Where the device copies the stored bytes, those are looked at that it is given.
+  CopyPiece copy_piece;
+  if (check && !backend_->reads_host_memory() && converted.data() == nullptr) {
+    copy_piece = [&check](size_t offset, const std::byte* from, std::byte* to, size_t num_bytes) {
+      check->copy(offset, from, to, num_bytes);
+    };
+  } else if (check) {
+    check->look_at_all();
+    check->finish();
+  }
+  if (is_mapped) return src;
+  void* data = allocate();
+  if (is_packed) {
+    backend_->pack_weight(src, tensor.dtype,
+                          is_transposed ? transpose_of(spec.stored_layout) : spec.stored_layout,
+                          spec.in_features, spec.out_features, dtype, data, copy_piece);
+  } else {
+    backend_->copy_from_host(src, data, static_cast<size_t>(count) * dtype_size(dtype), copy_piece);
+  }
+  if (check) check->finish();
   if (!is_engine_) tensor.release(0, tensor.shape.num_elements());
   if (progress != nullptr) progress->add(tensor.num_bytes());
   return data;

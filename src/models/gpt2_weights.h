@@ -2,18 +2,21 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "backend/backend.h"
+#include "core/file_watch.h"
 #include "core/op_params.h"
 #include "core/progress.h"
 #include "core/tensor.h"
 #include "format/model_config.h"
 #include "format/model_dir.h"
 #include "format/tensor_source.h"
+#include "format/weight_check.h"
 #include "format/weight_spec.h"
 
 namespace caravan {
@@ -49,6 +52,14 @@ struct Gpt2Head {
 DType choose_weight_dtype(const ModelDir& dir, const TensorSource& source,
                           std::optional<DType> wanted);
 
+/// When the stored weights are looked at: compared with the directory's table of checksums, if it
+/// has one, and for values that are not finite as they are computed with.
+enum class WeightCheck : uint8_t {
+  kNone,
+  kAtLoad,        // each tensor before load_...() returns it
+  kInBackground,  // the same, but an engine's mapped tensors by wait_until_checked()
+};
+
 /// The weights of one directory, brought to a backend part by part: the only place that knows where
 /// each of them goes. A part stays where it can be read: an engine's in its mapped file (nothing is
 /// copied), others packed in memory of the backend that the caller's `buffers` own.
@@ -56,7 +67,8 @@ class Gpt2Weights {
  public:
   /// Opens the directory; loads nothing yet. `backend` must outlive this.
   /// Errors: kCorrupt or kUnsupported naming the tensor; kInvalidArgument for a dtype that is none.
-  static Gpt2Weights open(const ModelDir& dir, Backend& backend, std::optional<DType> dtype);
+  static Gpt2Weights open(const ModelDir& dir, Backend& backend, std::optional<DType> dtype,
+                          WeightCheck check = WeightCheck::kAtLoad);
   /// Weights drawn at random on the backend, of the spread that GPT-2 is initialized with.
   static Gpt2Weights random(const ModelConfig& config, Backend& backend, DType dtype,
                             uint64_t seed);
@@ -66,6 +78,16 @@ class Gpt2Weights {
   bool has_own_head() const { return has_own_head_; }
   /// Bytes that loading every part once reads.
   uint64_t num_stored_bytes() const;
+
+  /// Returns when everything is known to be right that load_...() left to the background, where
+  /// threads look at it from open() on: at once from the second call on. No result of the weights
+  /// may leave before. Errors: kCorrupt naming file, tensor, offset, got and expected.
+  void wait_until_checked() const;
+  /// Throws when a file was written to since open(): what was computed from it is of unknown
+  /// weights. Errors: kCorrupt naming the file.
+  void check_unchanged() const;
+  /// Every part was loaded: check_unchanged() looks only at files that stay mapped.
+  void finish_load();
 
   /// Errors of all four: kOutOfMemory; kCorrupt, kUnsupported naming the tensor.
   Gpt2Embedding load_embedding(std::vector<Buffer>& buffers, Progress* progress = nullptr) const;
@@ -99,6 +121,9 @@ class Gpt2Weights {
   void find_in_store(const ModelDir& dir);
   const Entry& entry(const std::string& name) const;
 
+  bool stays_mapped(const Entry& entry) const;
+  void start_checks();
+  std::unique_ptr<TensorCheck> tensor_check(const Entry& entry) const;
   const void* load(const Entry& entry, LinearLayout& layout, std::vector<Buffer>& buffers,
                    Progress* progress) const;
   LinearWeight matrix(const std::string& name, std::vector<Buffer>& buffers,
@@ -115,6 +140,10 @@ class Gpt2Weights {
   bool is_engine_ = false;
   std::optional<TensorSource> source_;
   std::map<std::string, Entry> entries_;
+  WeightCheck check_ = WeightCheck::kNone;
+  std::unique_ptr<WeightFileCheck> file_check_;  // of a checkpoint or engine
+  std::unique_ptr<BackgroundCheck> background_;  // after what it reads: ends first
+  std::vector<FileWatch> watches_;
 };
 
 }  // namespace caravan

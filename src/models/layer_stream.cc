@@ -127,7 +127,9 @@ LayerStreamBytes LayerStream::num_bytes(const ModelConfig& config, const Backend
 LayerStream::LayerStream(const ModelDir& dir, std::unique_ptr<Backend> backend,
                          const LayerStreamOptions& options)
     : backend_(std::move(backend)),
-      weights_(Gpt2Weights::open(dir, *backend_, options.dtype)),
+      weights_(
+          Gpt2Weights::open(dir, *backend_, options.dtype,
+                            options.verify_weights ? WeightCheck::kAtLoad : WeightCheck::kNone)),
       activation_dtype_(backend_->activation_dtype(weights_.dtype())),
       kv_dtype_(cache_dtype(dir, *backend_, weights_.dtype(), options.kv_cache_dtype)),
       kv_scales_(options.kv_scales.is_empty() ? kv_scales_of(dir, kv_dtype_) : options.kv_scales),
@@ -246,6 +248,7 @@ void LayerStream::run_steps(std::span<const int32_t> ids, std::span<const int64_
     sequence_start += length;
   }
   flush();
+  weights_.check_unchanged();
 }
 
 BatchTensors LayerStream::prepare() {
@@ -323,6 +326,7 @@ void LayerStream::run_head(std::span<const float> states, const OnLogits& on_log
       }
       logits = host_logits_.data();
     }
+    weights_.check_unchanged();
     on_logits(first, {const_cast<float*>(logits), DType::kF32, Shape{num_rows, vocab}});
   }
 }

@@ -27,6 +27,7 @@ struct LayerStreamOptions {
   int64_t max_num_seqs = 32;             // of one step
   int64_t max_num_logits = 64;           // rows of one call of OnLogits
   int64_t max_seq_len = 0;               // 0: the engine's limit, else the model's
+  bool verify_weights = true;            // each part as it is loaded, see WeightCheck
 };
 
 /// What a LayerStream holds at most at one time, in bytes. The hidden states are the caller's.
