@@ -108,6 +108,7 @@ ResultLog::ResultLog(const std::string& path, Mode mode, ResultSettings settings
   file_->lock();
   if (mode_ == Mode::kReplace) check_replaceable();
   if (mode_ == Mode::kResume) {
+    check_first_line();
     if (file_->cut_unfinished_line()) {
       log_warning("{}: its last line is unfinished and is made again", path);
     }
@@ -131,19 +132,36 @@ void ResultLog::check_replaceable() const {
                 file_->path());
 }
 
+void ResultLog::check_settings(const boost::json::object& row, const std::string& where) const {
+  const std::string settings = settings_of(row, where);
+  if (settings == settings_.text()) return;
+  const std::string changed = settings_.changed(settings);
+  CARAVAN_FAIL(kInvalidArgument,
+               "{}: made with other settings ({}): use the same model and flags, or another "
+               "--output",
+               where,
+               changed.empty() ? fmt::format("{}, now {}", printable(settings), settings_.text())
+                               : changed + " changed");
+}
+
+/// Before anything of the file is changed.
+void ResultLog::check_first_line() const {
+  LineReader reader(file_->path());
+  std::string line;
+  if (!reader.next(line, kMaxLineBytes)) return;
+  boost::json::object row;
+  try {
+    row = parse_row(line, reader.where());
+  } catch (const Error&) {
+    return;  // unfinished, or next_finished() says what is wrong
+  }
+  check_settings(row, reader.where());
+}
+
 std::optional<boost::json::object> ResultLog::next_finished() {
   if (!finished_ || !finished_->next(line_, kMaxLineBytes)) return std::nullopt;
   boost::json::object row = parse_row(line_, finished_->where());
-  const std::string settings = settings_of(row, finished_->where());
-  if (settings != settings_.text()) {
-    const std::string changed = settings_.changed(settings);
-    CARAVAN_FAIL(kInvalidArgument,
-                 "{}: made with other settings ({}): use the same model and flags, or another "
-                 "--output",
-                 finished_->where(),
-                 changed.empty() ? fmt::format("{}, now {}", printable(settings), settings_.text())
-                                 : changed + " changed");
-  }
+  check_settings(row, finished_->where());
   return row;
 }
 

@@ -69,6 +69,8 @@ class ResultLog {
 
  private:
   void check_replaceable() const;
+  void check_first_line() const;
+  void check_settings(const boost::json::object& row, const std::string& where) const;
 
   Mode mode_;
   ResultSettings settings_;
