@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <exception>
 
@@ -65,13 +66,15 @@ void HostToDevice::copy(const void* src, void* dst, size_t num_bytes, cudaStream
   CARAVAN_CUDA_CHECK(cudaEventRecord(before, stream));
   for (Lane& lane : lanes_) CARAVAN_CUDA_CHECK(cudaStreamWaitEvent(lane.stream, before));
   const auto pieces = static_cast<int64_t>((num_bytes + kPieceBytes - 1) / kPieceBytes);
+  // Taken one by one: a thread that fails must not leave an `omp for`, whose end the others await.
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> has_failed{false};
   std::exception_ptr failure;
 #pragma omp parallel num_threads(static_cast <int>(lanes_.size()))
   try {
     CARAVAN_CUDA_CHECK(cudaSetDevice(device_));
     Lane& lane = lanes_[static_cast<size_t>(omp_get_thread_num())];
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < pieces; ++i) {
+    for (int64_t i = next++; i < pieces && !has_failed; i = next++) {
       const size_t begin = static_cast<size_t>(i) * kPieceBytes;
       const size_t size = std::min(kPieceBytes, num_bytes - begin);
       const auto* from = static_cast<const std::byte*>(src) + begin;
@@ -89,6 +92,7 @@ void HostToDevice::copy(const void* src, void* dst, size_t num_bytes, cudaStream
       CARAVAN_CUDA_CHECK(cudaEventRecord(slot.copied, lane.stream));
     }
   } catch (...) {
+    has_failed = true;
 #pragma omp critical
     failure = std::current_exception();
   }
