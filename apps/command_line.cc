@@ -24,6 +24,11 @@ std::string variable_name(const CLI::Option& option) {
   return variable;
 }
 
+const CLI::App* find_command(const CLI::App& app, const std::string& name) {
+  const auto found = app.get_subcommands([&](const CLI::App* c) { return c->get_name() == name; });
+  return found.empty() ? nullptr : found.front();
+}
+
 /// The program, the command that `args` name and the command within it: {caravan, bench, serve}.
 /// `end`, if given: the place behind the last name in `args`.
 std::vector<const CLI::App*> chosen_commands(const CLI::App& app,
@@ -33,7 +38,7 @@ std::vector<const CLI::App*> chosen_commands(const CLI::App& app,
   size_t place = 0;
   for (size_t i = 0; i < args.size(); ++i) {
     if (args[i].starts_with("-") && chosen.size() == 1) continue;  // the program's flags
-    const CLI::App* command = chosen.back()->get_subcommand_no_throw(args[i]);
+    const CLI::App* command = find_command(*chosen.back(), args[i]);
     if (command == nullptr) break;
     chosen.push_back(command);
     place = i + 1;
