@@ -146,7 +146,8 @@ def test_idle_and_slow(server, count, is_sanitized):
         except OSError:
             num_cut += 1  # reset, because it went on sending
     check(num_cut == len(range(1, count, 3)), f"only {num_cut} slow heads were cut after 10 s")
-    check(select.select([slow[0]], [], [], 0)[0] == [], "an idle connection was cut after 11 s")
+    check(select.select([slow[0]], [], [], 5)[0] != [] and slow[0].recv(1) == b"",
+          "a connection that never asked for anything is still open after 11 s")
     for client in slow:
         client.close()
     print(f"{count} idle and slow connections, {growth:.1f} KiB each; {num_right} canaries beside them, "
@@ -165,7 +166,7 @@ def test_keys(program, model):
                 "Bearer sk-onex": False, "Bearer": False, "Basic sk-one": False, "sk-one": False,
                 "Bearer sk-one, Bearer sk-two": False}
         num_guarded = 0
-        for method, path in routes + [("GET", "/none"), ("POST", "/none"), ("GET", "/v1/"), ("GET", "//health")]:
+        for method, path in routes + [("GET", "/none"), ("POST", "/none"), ("GET", "/v1/"), ("GET", "//none")]:
             path = re.sub(r"\{\w+\}", "camel-nano", path)
             for key, is_right in keys.items():
                 body = {} if method == "POST" else None
