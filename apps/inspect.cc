@@ -134,8 +134,7 @@ void print_text(const boost::json::object& json) {
     const boost::json::value* object = json.if_contains(section);
     if (object == nullptr) continue;
     for (const auto& member : object->get_object()) {
-      print_output("  {:<22} {}\n", std::string(member.key()),
-                   to_json_text(member.value()));
+      print_output("  {:<22} {}\n", std::string(member.key()), to_json_text(member.value()));
     }
   }
   int rank = 0;

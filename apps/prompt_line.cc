@@ -309,8 +309,7 @@ uint64_t parse_seed(const std::string& text) {
   const char* end = text.data() + text.size();
   const auto [stop, error] = std::from_chars(text.data(), end, seed);
   CARAVAN_CHECK(error == std::errc() && stop == end && !text.empty(),
-                "--seed {}: expected a whole number, or -1 for a random one",
-                printable(text));
+                "--seed {}: expected a whole number, or -1 for a random one", printable(text));
   return seed;
 }
 

@@ -118,7 +118,8 @@ void RunFlags::add_to(CLI::App& command) {
                   "ID:BIAS, added to the logit of a token; may be repeated")
       ->allow_extra_args(false);
   command
-      .add_option("--seed", seed, "Same seed and settings: same text; -1: a random one, which the log tells")
+      .add_option("--seed", seed,
+                  "Same seed and settings: same text; -1: a random one, which the log tells")
       ->capture_default_str();
   command.add_option("--stop", sampling.stop, "Text that ends the output; may be repeated")
       ->allow_extra_args(false);

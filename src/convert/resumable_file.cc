@@ -90,10 +90,9 @@ std::string changed_settings(const std::string& line, const boost::json::object&
     for (const auto& member : settings) {
       const boost::json::value* value = before.if_contains(member.key());
       if (value != nullptr && *value == member.value()) continue;
-      text +=
-          fmt::format("{}{} {}, now {}", text.empty() ? "" : "; ", std::string(member.key()),
-                      value == nullptr ? "not given" : printable(to_json_text(*value)),
-                      printable(to_json_text(member.value())));
+      text += fmt::format("{}{} {}, now {}", text.empty() ? "" : "; ", std::string(member.key()),
+                          value == nullptr ? "not given" : printable(to_json_text(*value)),
+                          printable(to_json_text(member.value())));
     }
   } catch (const std::exception&) {  // a line that a crash tore
     return "it is not whole";

@@ -14,9 +14,9 @@
 #include <utility>
 
 #include "core/error.h"
+#include "core/line_reader.h"
 #include "core/text_input.h"
 #include "core/unfinished_file.h"
-#include "core/line_reader.h"
 
 namespace caravan {
 
