@@ -66,15 +66,6 @@ std::vector<std::string> arguments(int argc, char** argv) {
   return args;
 }
 
-/// Errors: kIo when a file that was mapped changed meanwhile: the results may mix both states.
-void check_mapped_files() {
-  const std::string path = changed_mapped_file();
-  CARAVAN_CHECK_CODE(path.empty(), kIo,
-                     "{}: changed while it was used; what was read may be of both states: begin "
-                     "again",
-                     path);
-}
-
 /// Calls `work` and says what went wrong; returns the exit status.
 template <typename Work>
 int status_of(const Work& work) {
@@ -153,7 +144,6 @@ int main(int argc, char** argv) {
   // A result that did not arrive is no success.
   const int end_status = caravan::status_of([] {
     caravan::close_output();
-    caravan::check_mapped_files();
     return 0;
   });
   return end_status != 0 ? end_status : status;

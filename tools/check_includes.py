@@ -90,7 +90,7 @@ THIRD_PARTY = {
     "malloc.h": ["server", "tests"],
     "netinet": ["server", "tests"],
     "poll.h": ["core"],
-    "sched.h": ["kernels/cpu", "backend"],
+    "sched.h": ["core", "kernels/cpu"],
     "sys": ["backend", "core", "kernels/cpu", "convert", "server", "apps", "tests"],
     "unistd.h": ["core", "kernels/cpu", "convert", "server", "apps", "tests"],
 }

@@ -14,12 +14,6 @@
 
 namespace caravan {
 
-namespace {
-
-std::string reason() { return std::generic_category().message(errno); }
-
-}  // namespace
-
 AppendFile::AppendFile(const std::string& path) : path_(path) {
   if (path_.empty() || path_ == "-") {
     path_ = "standard output";
@@ -30,7 +24,7 @@ AppendFile::AppendFile(const std::string& path) : path_(path) {
   is_regular_ = ::stat(path_.c_str(), &status) != 0 || S_ISREG(status.st_mode);
   const int flags = is_regular_ ? O_RDWR | O_CREAT | O_APPEND : O_WRONLY;
   fd_ = ::open(path_.c_str(), flags | O_CLOEXEC, 0666);
-  CARAVAN_CHECK_CODE(fd_ >= 0, kIo, "{}: cannot write: {}", path_, reason());
+  CARAVAN_CHECK_OS(fd_ >= 0, "{}: cannot write", path_);
 }
 
 AppendFile::~AppendFile() {
@@ -52,13 +46,13 @@ void AppendFile::lock() {
 
 bool AppendFile::cut_unfinished_line() {
   struct stat status {};
-  CARAVAN_CHECK_CODE(::fstat(fd_, &status) == 0, kIo, "{}: {}", path_, reason());
+  CARAVAN_CHECK_OS(::fstat(fd_, &status) == 0, "{}: cannot look at it", path_);
   off_t end = status.st_size;
   std::string part(size_t{64} << 10, '\0');
   while (end > 0) {
     const off_t begin = std::max<off_t>(0, end - static_cast<off_t>(part.size()));
     const ssize_t size = ::pread(fd_, part.data(), static_cast<size_t>(end - begin), begin);
-    CARAVAN_CHECK_CODE(size == end - begin, kIo, "{}: cannot read: {}", path_, reason());
+    CARAVAN_CHECK_OS(size == end - begin, "{}: cannot read", path_);
     const size_t newline = std::string_view(part.data(), static_cast<size_t>(size)).rfind('\n');
     if (newline != std::string_view::npos) {
       end = begin + static_cast<off_t>(newline) + 1;
@@ -67,13 +61,12 @@ bool AppendFile::cut_unfinished_line() {
     end = begin;
   }
   if (end == status.st_size) return false;
-  CARAVAN_CHECK_CODE(::ftruncate(fd_, end) == 0, kIo, "{}: cannot cut the last line: {}", path_,
-                     reason());
+  CARAVAN_CHECK_OS(::ftruncate(fd_, end) == 0, "{}: cannot cut the last line", path_);
   return true;
 }
 
 void AppendFile::truncate() {
-  CARAVAN_CHECK_CODE(::ftruncate(fd_, 0) == 0, kIo, "{}: cannot replace: {}", path_, reason());
+  CARAVAN_CHECK_OS(::ftruncate(fd_, 0) == 0, "{}: cannot replace", path_);
 }
 
 void AppendFile::write(std::string_view text) {
@@ -88,7 +81,7 @@ void AppendFile::write(std::string_view text) {
       ::poll(&wanted, 1, -1);
       continue;
     }
-    CARAVAN_CHECK_CODE(errno == EINTR, kIo, "{}: cannot write: {}", path_, reason());
+    CARAVAN_CHECK_OS(errno == EINTR, "{}: write failed", path_);
   }
 }
 

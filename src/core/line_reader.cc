@@ -19,15 +19,13 @@ namespace {
 constexpr size_t kBufferBytes = size_t{256} << 10;
 constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
 
-std::string reason() { return std::generic_category().message(errno); }
-
 /// At most num_bytes; 0 at the end.
 size_t read_some(int fd, char* data, size_t num_bytes, const std::string& path) {
   ssize_t count = 0;
   do {
     count = ::read(fd, data, num_bytes);
   } while (count < 0 && errno == EINTR);
-  CARAVAN_CHECK_CODE(count >= 0, kIo, "{}: cannot read: {}", path, reason());
+  CARAVAN_CHECK_OS(count >= 0, "{}: cannot read", path);
   return static_cast<size_t>(count);
 }
 
@@ -38,10 +36,7 @@ LineReader::LineReader(std::string path) : path_(std::move(path)) {
     fd_ = STDIN_FILENO;
   } else {
     fd_ = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-    if (fd_ < 0 && (errno == ENOENT || errno == ENOTDIR)) {
-      CARAVAN_FAIL(kNotFound, "{}: cannot open: {}", printable(path_, 4096), reason());
-    }
-    CARAVAN_CHECK_CODE(fd_ >= 0, kIo, "{}: cannot open: {}", printable(path_, 4096), reason());
+    CARAVAN_CHECK_OS(fd_ >= 0, "{}: cannot open", printable(path_, 4096));
   }
   buffer_.reserve(kBufferBytes);
 }
@@ -109,7 +104,7 @@ int64_t LineReader::count_lines() const {
     do {
       size = ::pread(fd_, buffer.data(), buffer.size(), offset);
     } while (size < 0 && errno == EINTR);
-    CARAVAN_CHECK_CODE(size >= 0, kIo, "{}: cannot read: {}", path_, reason());
+    CARAVAN_CHECK_OS(size >= 0, "{}: cannot read", path_);
     if (size == 0) return count + (last == '\n' ? 0 : 1);
     count += std::count(buffer.data(), buffer.data() + size, '\n');
     last = buffer[static_cast<size_t>(size) - 1];

@@ -26,7 +26,6 @@ struct Mapping {
   std::atomic<uintptr_t> begin{0};
   std::atomic<size_t> num_bytes{0};
   std::string path;
-  FileIdentity identity;
   Mapping* next = nullptr;
 };
 
@@ -35,21 +34,18 @@ namespace {
 constexpr uint64_t kPage = 4096;
 
 std::atomic<Mapping*> g_mappings{nullptr};
-std::mutex g_mutex;  // of changes to the table and of the next
-std::string g_changed_path;
+std::mutex g_mutex;  // of changes to the table
 
 std::atomic<int> g_fault_status{0};
 struct sigaction g_previous_action {};
 
-Mapping* add_mapping(const void* data, size_t num_bytes, const std::string& path,
-                     const FileIdentity& identity) {
+Mapping* add_mapping(const void* data, size_t num_bytes, const std::string& path) {
   const std::lock_guard lock(g_mutex);
   Mapping* mapping = g_mappings.load();
   while (mapping != nullptr && mapping->begin.load() != 0) mapping = mapping->next;
   const bool is_new = mapping == nullptr;
   if (is_new) mapping = new Mapping;
   mapping->path = path;
-  mapping->identity = identity;
   mapping->num_bytes.store(num_bytes);
   mapping->begin.store(reinterpret_cast<uintptr_t>(data));
   if (is_new) {
@@ -57,13 +53,6 @@ Mapping* add_mapping(const void* data, size_t num_bytes, const std::string& path
     g_mappings.store(mapping);
   }
   return mapping;
-}
-
-bool is_changed(const Mapping& mapping) {
-  const auto now = FileIdentity::of(mapping.path);
-  return now && now->is_same_file(mapping.identity) &&
-         (now->num_bytes != mapping.identity.num_bytes ||
-          now->modified_ns != mapping.identity.modified_ns);
 }
 
 void write_text(const char* text) {
@@ -134,7 +123,7 @@ MappedFile MappedFile::open(const std::string& path) {
   void* data = mmap(nullptr, file.size_, PROT_READ, MAP_PRIVATE, fd.get(), 0);
   CARAVAN_CHECK_OS(data != MAP_FAILED, "{}: cannot map {} bytes", path, file.size_);
   file.data_ = data;
-  file.mapping_ = add_mapping(data, file.size_, path, file.identity_);
+  file.mapping_ = add_mapping(data, file.size_, path);
   return file;
 }
 
@@ -163,17 +152,7 @@ void MappedFile::unmap() {
   if (data_ == nullptr) return;
   munmap(data_, size_);
   const std::lock_guard lock(g_mutex);
-  if (g_changed_path.empty() && is_changed(*mapping_)) g_changed_path = mapping_->path;
   mapping_->begin.store(0);
-}
-
-std::string changed_mapped_file() {
-  const std::lock_guard lock(g_mutex);
-  for (const Mapping* at = g_mappings.load(); at != nullptr && g_changed_path.empty();
-       at = at->next) {
-    if (at->begin.load() != 0 && is_changed(*at)) g_changed_path = at->path;
-  }
-  return g_changed_path;
 }
 
 void end_on_mapping_fault(int status) {

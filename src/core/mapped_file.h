@@ -10,7 +10,7 @@
 namespace caravan {
 
 /// A whole regular file mapped read-only; the mapping lives as long as this object. Moves only. The
-/// file should not change meanwhile: see changed_mapped_file() and end_on_mapping_fault().
+/// file should not change meanwhile: see end_on_mapping_fault(), and FileWatch for weights.
 class MappedFile {
  public:
   MappedFile() = default;
@@ -47,11 +47,6 @@ class MappedFile {
   size_t size_ = 0;
   struct Mapping* mapping_ = nullptr;  // its entry in the table of all
 };
-
-/// A file that was rewritten in place while it was mapped, now or earlier in this process: what was
-/// read from it may be of both states. "" when there is none. Another file that took the path by a
-/// rename does no harm.
-std::string changed_mapped_file();
 
 /// Reading a mapped page that its file does not have any more (it was cut short, or the disk
 /// failed) raises SIGBUS. From now on that names the file on stderr and ends the process with

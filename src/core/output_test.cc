@@ -370,25 +370,6 @@ TEST_F(OutputTest, ErrorsOfTheSystemHaveTheirCodes) {
   EXPECT_EQ(os_error_code(EROFS), ErrorCode::kIo);
 }
 
-TEST_F(OutputTest, AMappedFileThatChangedIsKnown) {
-  write("m", std::string(10000, 'x'));
-  {
-    const MappedFile file = MappedFile::open(at("m"));
-    write("other", "y");
-    fs::rename(at("other"), at("m"));  // the mapping keeps the old file
-    EXPECT_EQ(changed_mapped_file(), "");
-    EXPECT_EQ(file.data()[9999], std::byte{'x'});
-  }
-  EXPECT_EQ(changed_mapped_file(), "");
-  write("n", std::string(10000, 'x'));
-  {
-    const MappedFile file = MappedFile::open(at("n"));
-    std::fstream(at("n"), std::ios::in | std::ios::out).write("z", 1);
-    EXPECT_EQ(changed_mapped_file(), at("n"));
-  }
-  EXPECT_EQ(changed_mapped_file(), at("n"));  // also when it is closed
-}
-
 /// Exit status of `body` in a child process; negative: a signal.
 template <typename Body>
 int status_of_child(const Body& body) {

@@ -441,10 +441,6 @@ void Machine::push_storage() {
   if (id.items.size() == 6 && item(5).kind != Kind::kNone) {
     unsupported("a view of a storage; save the tensors with a newer torch");
   }
-  if (item(2).text.size() > kMaxStorageKey) {
-    unsupported(fmt::format("a storage whose key has {} bytes, at most {}", item(2).text.size(),
-                            kMaxStorageKey));
-  }
   push({.kind = Kind::kStorage,
         .dtype = item(1).dtype,
         .integer = item(4).integer,

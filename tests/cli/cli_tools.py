@@ -45,8 +45,8 @@ def synth(program, directory, *arguments):
 
 
 def one_error_line(result):
-    """True when stderr is exactly one line that begins as every error does."""
-    lines = result.stderr.splitlines()
+    """True when stderr is, warnings apart, exactly one line that begins as every error does."""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("caravan: warning: ")]
     return len(lines) == 1 and lines[0].startswith("caravan: error: ")
 
 

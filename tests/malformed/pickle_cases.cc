@@ -312,7 +312,7 @@ std::vector<MalformedCase> machine_cases() {
            {text("storage"), global("torch", "FloatStorage"), integer(0), text("cpu"), integer(2)}),
        read},
       {"pickle_storage_key_too_long", kUnsupported,
-       "FILE: data.pkl: offset 150: a storage whose key has 65 bytes, at most 64",
+       "FILE: data.pkl: offset 150: a storage key of 65 bytes, at most 64 are supported",
        persistent({text("storage"), global("torch", "FloatStorage"), text(std::string(65, '0')),
                    text("cpu"), integer(2)}),
        read},
