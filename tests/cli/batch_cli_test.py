@@ -282,7 +282,7 @@ def check_write_errors(check):
                 result = subprocess.run(
                     [check.program, "-q", command, "--model", str(check.model), "--input", "-",
                      *flags], input=text.encode(), stdout=full, stderr=subprocess.PIPE, check=False)
-            check.expect(result.returncode == 74 and b"cannot write" in result.stderr,
+            check.expect(result.returncode == 74 and b"write failed" in result.stderr,
                          f"{command} {flags}: exit {result.returncode}: {result.stderr}")
     result = run(check.program, "run", "--model", check.model, "--prompt", "a", "-n", 2,
                  "--output", "/dev/full")
