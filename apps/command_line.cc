@@ -14,14 +14,18 @@ namespace caravan {
 
 namespace {
 
-std::string variable_name(const CLI::Option& option) {
-  const auto& names = option.get_lnames();
-  if (names.empty() || names.front() == "help" || names.front() == "version") return "";
+std::string variable_of(const std::string& long_name) {
   std::string variable = "CARAVAN_";
-  for (const char c : names.front()) {
+  for (const char c : long_name) {
     variable.push_back(c == '-' ? '_' : static_cast<char>(std::toupper(c)));
   }
   return variable;
+}
+
+std::string variable_name(const CLI::Option& option) {
+  const auto& names = option.get_lnames();
+  if (names.empty() || names.front() == "help" || names.front() == "version") return "";
+  return variable_of(names.front());
 }
 
 const CLI::App* find_command(const CLI::App& app, const std::string& name) {
@@ -161,7 +165,10 @@ std::vector<std::string> with_environment(const CLI::App& app, std::vector<std::
   for (const CLI::App* command : commands) {
     for (const CLI::Option* option : command->get_options()) {
       own.insert(variable_name(*option));
-      if (is_given(*option, args)) continue;
+      if (is_given(*option, args)) {
+        ::unsetenv(variable_name(*option).c_str());  // CLI11 would read it all the same
+        continue;
+      }
       const char* value = environment_value(*option);
       if (value == nullptr) continue;
       std::string text = value;
@@ -208,6 +215,7 @@ std::string with_flag_remarks(const CLI::App& app, const std::vector<std::string
                               const std::string& message) {
   const std::vector<std::string> own = long_names(chosen_commands(app, args));
   std::set<std::string> seen(own.begin(), own.end());
+  std::set<std::string> named;
   std::string remarks;
   for (size_t i = message.find("--"); i != std::string::npos; i = message.find("--", i + 2)) {
     size_t end = i + 2;
@@ -216,6 +224,14 @@ std::string with_flag_remarks(const CLI::App& app, const std::vector<std::string
       ++end;
     }
     const std::string flag = message.substr(i, end - i);
+    const bool is_set_outside = std::any_of(args.begin(), args.end(), [&](const std::string& arg) {
+      const char* value = std::getenv(variable_of(flag.substr(2)).c_str());
+      return value != nullptr && arg == flag + "=" + value;
+    });
+    if (is_set_outside && named.insert(flag).second) {
+      remarks += fmt::format(" ({} is from the environment variable {})", flag,
+                             variable_of(flag.substr(2)));
+    }
     if (flag.size() < 4 || !seen.insert(flag).second) continue;
     std::vector<std::string> commands;
     find_commands_with(app, "", flag, commands);

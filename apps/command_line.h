@@ -28,7 +28,8 @@ void check_command(const CLI::App& app, const std::vector<std::string>& args);
                                     const CLI::ParseError& error);
 
 /// `message` of an error of the command that `args` name, with a remark on each flag in it that is
-/// not the command's own: "... (--max-input-len is a flag of build and plan)".
+/// not the command's own, "... (--max-input-len is a flag of build and plan)", and on each that the
+/// environment set.
 std::string with_flag_remarks(const CLI::App& app, const std::vector<std::string>& args,
                               const std::string& message);
 

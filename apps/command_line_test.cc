@@ -143,6 +143,19 @@ TEST_F(CommandLine, SuggestsCommandsAndFlags) {
   EXPECT_EQ(refusal({"run", "\x1b[2J"}).find('\x1b'), std::string::npos) << "control characters";
 }
 
+TEST_F(CommandLine, TheCommandLineWinsOverABadVariable) {
+  set("CARAVAN_THREADS", "many");
+  parse({"run", "-t", "2"});
+  EXPECT_EQ(threads_, 2);
+}
+
+TEST_F(CommandLine, NamesTheVariableInErrorsOfTheCommandToo) {
+  set("CARAVAN_PROMPT", "x");
+  const std::vector<std::string> args = with_environment(app_, {"run"});
+  EXPECT_EQ(with_flag_remarks(app_, args, "--prompt x: no"),
+            "--prompt x: no (--prompt is from the environment variable CARAVAN_PROMPT)");
+}
+
 TEST_F(CommandLine, SaysWhoseAFlagOfAnErrorIs) {
   EXPECT_EQ(
       with_flag_remarks(app_, {"run"}, "lower --port or --threads; --unknown stays"),

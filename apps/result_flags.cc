@@ -62,6 +62,7 @@ ResumedLines::Rows ResumedLines::take(int64_t line, const std::string& checksum)
                   log_.where(), number->get_int64(), line);
     ++rows.count;
     const boost::json::value* reason = row_.if_contains("finish_reason");
+    rows.is_refused = rows.is_refused || row_.contains("error");
     rows.has_failed = rows.has_failed || row_.contains("error") ||
                       (reason != nullptr && reason->is_string() && reason->get_string() == "error");
     has_row_ = false;

@@ -32,6 +32,7 @@ class ResumedLines {
   struct Rows {
     int64_t count = 0;
     bool has_failed = false;
+    bool is_refused = false;  // the whole line, by one row
   };
   /// Takes the rows of one line of the input, which come in its order. checksum: line_checksum().
   /// Errors: those of ResultLog::next_finished(); kInvalidArgument when they were made from another

@@ -172,7 +172,8 @@ class RunBatch {
       prompt->head["line"] = reader_.number();
       start(prompt, there, where);
     } catch (const Error& error) {
-      if (!is_of_the_line(error)) throw;
+      // A line that was run before cannot be wrong now, unless it was refused then too.
+      if (!is_of_the_line(error) || (there.count > 0 && !there.is_refused)) throw;
       if (there.count == 0) {
         write_error(*prompt, error.what());
       } else {
@@ -195,7 +196,7 @@ class RunBatch {
     head["line"] = reader_.number();
     prompt->head = std::move(head);
     PromptLine line = parser_.parse(value.get_object(), where);
-    if (there.count >= line.num_return || there.has_failed) {
+    if (there.count >= line.num_return || there.is_refused) {
       if (there.has_failed) ++num_failed_;
       ++num_resumed_;
       return progress_.add(1);

@@ -89,6 +89,7 @@ class ScoreBatch {
   boost::json::object score_line(const std::string& text) {
     const std::string where = reader_.where();
     boost::json::object row;
+    std::vector<int32_t> ids;
     try {
       CARAVAN_CHECK_CODE(!reader_.is_too_long(), kCorrupt,
                          "{}: the line has more than {} bytes; is this JSON Lines?", where,
@@ -98,9 +99,7 @@ class ScoreBatch {
       row = line_names(value.get_object());
       row["line"] = reader_.number();
       const ScoreLine line = parse_score_line(value.get_object(), flags_.parse_special, where);
-      for (auto& member : score_json(score(line, where))) {
-        row[member.key()] = std::move(member.value());
-      }
+      ids = token_ids(line, where);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::kInvalidArgument && error.code() != ErrorCode::kCorrupt &&
           error.code() != ErrorCode::kUnsupported && error.code() != ErrorCode::kNotFound) {
@@ -108,22 +107,28 @@ class ScoreBatch {
       }
       row["line"] = reader_.number();
       row["error"] = error.what();
+      return row;
+    }
+    // Here only a text of a wrong length is the line's fault; damaged weights end the run.
+    try {
+      for (auto& member : score_json(scorer_.score(ids, flags_.num_top))) {
+        row[member.key()] = std::move(member.value());
+      }
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::kInvalidArgument) throw;
+      row["error"] = fmt::format("{}: {}", where, error.what());
     }
     return row;
   }
 
-  Score score(const ScoreLine& line, const std::string& where) {
+  std::vector<int32_t> token_ids(const ScoreLine& line, const std::string& where) {
+    if (line.is_ids) return line.ids;
+    special_.look_at(
+        {.prompt = line.text, .prompt_ids = {}, .parse_special = line.parse_special, .params = {}},
+        where);
     try {
-      if (line.is_ids) return scorer_.score(line.ids, flags_.num_top);
-      special_.look_at({.prompt = line.text,
-                        .prompt_ids = {},
-                        .parse_special = line.parse_special,
-                        .params = {}},
-                       where);
-      return scorer_.score(
-          tokenizer_.value().encode(line.text,
-                                    {.parse_special = line.parse_special, .add_special = true}),
-          flags_.num_top);
+      return tokenizer_.value().encode(line.text,
+                                       {.parse_special = line.parse_special, .add_special = true});
     } catch (const Error& error) {
       throw Error(error.code(), fmt::format("{}: {}", where, error.what()));
     }

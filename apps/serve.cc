@@ -412,8 +412,7 @@ void add_model_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--served-model-name,--alias,-a", flags.api.served_names,
                   "Name of the model, several if given more than once; default: the directory's")
-      ->allow_extra_args(false)
-      ->delimiter(',');
+      ->allow_extra_args(false);
   command
       .add_option("--max-model-len,--ctx-size,-c", flags.max_model_len,
                   "Most tokens of a prompt and its output; 0: the model's or engine's limit")
@@ -522,8 +521,7 @@ void add_http_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--api-key", http.api_keys,
                   "Key that requests must bring (Authorization: Bearer KEY); may be repeated")
-      ->allow_extra_args(false)
-      ->delimiter(',');
+      ->allow_extra_args(false);
   command.add_option("--api-key-file", flags.api_key_file, "File of such keys, one a line");
   command.add_flag("--insecure-no-auth", flags.allows_no_auth,
                    "Listen at an address that others reach without asking for a key");

@@ -8,9 +8,9 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <system_error>
 
 #include "core/error.h"
+#include "core/text_input.h"
 
 namespace caravan {
 
@@ -61,15 +61,23 @@ bool LineReader::fill() {
   } while (is_first && !is_end_ && size < kByteOrderMark.size() &&
            kByteOrderMark.starts_with(std::string_view(buffer_.data(), size)));
   buffer_.resize(size);
-  begin_ = is_first && buffer_.starts_with(kByteOrderMark) ? kByteOrderMark.size() : 0;
-  return begin_ < buffer_.size();
+  begin_ = 0;
+  has_begun_ = true;
+  if (is_first) {
+    check_not_lfs_pointer(buffer_, path_);
+    CARAVAN_CHECK_CODE(!buffer_.starts_with("\x1f\x8b"), kUnsupported,
+                       "{}: compressed with gzip; pipe it in: gunzip -c FILE | caravan ... -",
+                       path_);
+    if (buffer_.starts_with(kByteOrderMark)) begin_ = kByteOrderMark.size();
+  }
+  // A mark may come alone.
+  return begin_ < buffer_.size() || (!is_end_ && fill());
 }
 
 bool LineReader::next(std::string& line, size_t max_bytes) {
   line.clear();
   is_too_long_ = false;
   if (begin_ == buffer_.size() && !fill()) return false;
-  has_begun_ = true;
   ++number_;
   for (;;) {
     const char* data = buffer_.data() + begin_;

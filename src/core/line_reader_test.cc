@@ -1,11 +1,15 @@
 #include "core/line_reader.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "core/error.h"
@@ -72,6 +76,39 @@ TEST_F(LineReaderTest, NamesWhatCannotBeRead) {
   LineReader reader(testing::TempDir());
   std::string line;
   EXPECT_THROW(reader.next(line, 10), Error);
+}
+
+/// What comes through a pipe whose writer sends `pieces` one by one.
+std::vector<std::string> lines_of_pipe(const std::vector<std::string>& pieces) {
+  const std::string path = ::testing::TempDir() + "line_reader_fifo_" + std::to_string(::getpid());
+  EXPECT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  std::thread writer([&] {
+    const int fd = ::open(path.c_str(), O_WRONLY);
+    for (const std::string& piece : pieces) {
+      EXPECT_EQ(::write(fd, piece.data(), piece.size()), static_cast<ssize_t>(piece.size()));
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    ::close(fd);
+  });
+  std::vector<std::string> lines;
+  {
+    LineReader reader(path);
+    for (std::string line; reader.next(line, 1000);) lines.push_back(line);
+  }
+  writer.join();
+  ::unlink(path.c_str());
+  return lines;
+}
+
+TEST(LineReader, AMarkMayComeAloneOrInPieces) {
+  const std::vector<std::string> wanted = {"a", "b"};
+  EXPECT_EQ(lines_of_pipe({"\xef\xbb\xbf", "a\nb"}), wanted);
+  EXPECT_EQ(lines_of_pipe({"\xef", "\xbb",
+                           "\xbf"
+                           "a\n",
+                           "b\n"}),
+            wanted);
+  EXPECT_EQ(lines_of_pipe({"\xef\xbb\xbf"}), std::vector<std::string>());
 }
 
 }  // namespace

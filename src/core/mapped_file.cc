@@ -150,9 +150,12 @@ MappedFile::~MappedFile() { unmap(); }
 
 void MappedFile::unmap() {
   if (data_ == nullptr) return;
+  // First: another mapping may take the addresses at once.
+  {
+    const std::lock_guard lock(g_mutex);
+    mapping_->begin.store(0);
+  }
   munmap(data_, size_);
-  const std::lock_guard lock(g_mutex);
-  mapping_->begin.store(0);
 }
 
 void end_on_mapping_fault(int status) {

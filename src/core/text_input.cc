@@ -15,6 +15,8 @@ namespace caravan {
 namespace {
 
 constexpr size_t kBlockBytes = size_t{64} << 10;
+constexpr std::string_view kByteOrderMark = "\xef\xbb\xbf";
+constexpr std::string_view kGzipMagic = "\x1f\x8b";
 
 /// Fills `block` unless the file ends before.
 void read_block(int fd, const std::string& path, std::string& block) {
@@ -26,8 +28,11 @@ void read_block(int fd, const std::string& path, std::string& block) {
     CARAVAN_CHECK_OS(n >= 0, "{}: read failed", path);
     if (n == 0) break;
     size += static_cast<size_t>(n);
-    // A terminal or a pipe gives what it has: the first line must not wait for the last.
-    if (size >= 2) break;
+    // A terminal or a pipe gives what it has: the first line must not wait for the last. What may
+    // be the beginning of a mark waits for the rest of it.
+    const std::string_view text(block.data(), size);
+    if (!kByteOrderMark.starts_with(text) && !kGzipMagic.starts_with(text)) break;
+    if (size >= kByteOrderMark.size()) break;
   }
   block.resize(size);
 }
@@ -73,7 +78,7 @@ bool TextInput::fill() {
   }
   fill_plain();
   if (!is_first || buffer_.empty()) return !buffer_.empty();
-  if (buffer_.starts_with("\x1f\x8b")) {
+  if (buffer_.starts_with(kGzipMagic)) {
     gzip_ = std::make_unique<Gzip>();
     gzip_->input = std::move(buffer_);
     gzip_->stream.next_in = reinterpret_cast<Bytef*>(gzip_->input.data());

@@ -116,7 +116,7 @@ TEST_F(ResultLogTest, AFullDeviceIsAWriteError) {
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.code(), ErrorCode::kIo);
-    EXPECT_NE(std::string(error.what()).find("/dev/full: cannot write: "), std::string::npos);
+    EXPECT_NE(std::string(error.what()).find("/dev/full: write failed: "), std::string::npos);
   }
 }
 

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <set>
-#include <thread>
 
+#include "core/cpu_count.h"
 #include "core/error.h"
 
 namespace caravan {
@@ -173,8 +173,7 @@ void Gpt2Weights::start_checks() {
       left.push_back(tensor_check(found->second));
     }
   }
-  const int num_cores = static_cast<int>(std::thread::hardware_concurrency());
-  const int num_threads = std::clamp(num_cores / 2, 1, kMaxCheckThreads);
+  const int num_threads = std::clamp(num_usable_cpus() / 2, 1, kMaxCheckThreads);
   background_ = std::make_unique<BackgroundCheck>(*file_check_, std::move(left), num_threads);
   if (check_ == WeightCheck::kAtLoad) background_->wait();
 }

@@ -82,15 +82,20 @@ void CompletionJob::start() {
     throw ApiError(503, "server_error", "there is no memory for the answer now: try again later",
                    "", "overloaded");
   }
-  submit_runs();
-  is_over_ = false;
-  if (request_.stream) start_stream();
-  context_->metrics->observe_request(request_.n, max_tokens_);
-  // The exchange belongs to the job: its callback must not own the job in turn.
-  exchange_->on_disconnect([weak = weak_from_this()] {
-    const std::shared_ptr<CompletionJob> job = weak.lock();
-    if (job) job->post([job] { job->end(false); });
-  });
+  try {
+    submit_runs();
+    is_over_ = false;
+    if (request_.stream) start_stream();
+    context_->metrics->observe_request(request_.n, max_tokens_);
+    // The exchange belongs to the job: its callback must not own the job in turn.
+    exchange_->on_disconnect([weak = weak_from_this()] {
+      const std::shared_ptr<CompletionJob> job = weak.lock();
+      if (job) job->post([job] { job->end(false); });
+    });
+  } catch (...) {
+    cancel_runs();  // nobody would read what they write
+    throw;
+  }
 }
 
 void CompletionJob::post(std::function<void()> task) {

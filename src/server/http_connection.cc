@@ -380,7 +380,14 @@ asio::awaitable<HttpConnection::Next> HttpConnection::answer_request(const HttpR
                                                   .budget = shared_.budget});
   reply->attach([self = shared_from_this()] { self->wake(); });
   shared_.run_handler(route, std::move(head.request), std::move(body_share), reply);
-  const Next next = co_await send_reply(reply);
+  Next next = Next::kClose;
+  try {
+    next = co_await send_reply(reply);
+  } catch (...) {
+    reply->disconnect();
+    reply->detach();
+    throw;
+  }
   if (next == Next::kClose) {
     ++shared_.num_disconnects;
     log_request(kClientLeft, 0);

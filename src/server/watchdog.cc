@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -74,10 +75,15 @@ void Watchdog::run() {
     log_warning("watchdog: {}; the process ends with status {}", reason, kWatchdogExit);
     // on_exit must come whatever the engine's other threads hold, and even while the process is
     // being torn down.
-    std::thread trip([&] { options_.on_trip(reason); });
+    std::thread trip;
+    try {
+      trip = std::thread([&] { options_.on_trip(reason); });
+    } catch (const std::system_error&) {
+      // No thread can be made: the exit comes without a word to the clients.
+    }
     std::this_thread::sleep_for(std::chrono::duration<double>(options_.grace_s));
     options_.on_exit();
-    trip.join();
+    if (trip.joinable()) trip.join();
     return;
   }
 }

@@ -208,7 +208,7 @@ def check_commands(check, directory, work):
         ["perplexity", "--data", text, "--window", "8"],
         ["lambada", "--data", items],
         ["summarize", "--data", articles, "--output", work / "p.jsonl", "--output-len", "2",
-         "--max-input-len", "40"],
+         "--max-input-len", "40", "--force"],
         ["diverge", "--against", directory, "--ids", "5", "6"],
         ["bench", "load", "--prompt-len", "4"],
         ["bench", "latency", "--prompt-lens", "4", "--contexts", "8", "--steps", "2", "--repeats", "1"],
