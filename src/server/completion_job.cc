@@ -144,7 +144,6 @@ void CompletionJob::submit_runs() {
       refusal = error.what();
     }
     if (runs_[i].engine_id) continue;
-    cancel_runs();
     if (!refusal.empty()) throw_bad_request("", refusal);
     context_->metrics->observe_refused();
     throw ApiError(429, "rate_limit_error", "the queue is full: try again later", "",
