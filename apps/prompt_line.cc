@@ -303,6 +303,11 @@ ScoreLine parse_score_line(const json::object& line, bool parse_special, const s
   return score;
 }
 
+bool is_of_the_line(const Error& error) {
+  return error.code() == ErrorCode::kInvalidArgument || error.code() == ErrorCode::kCorrupt ||
+         error.code() == ErrorCode::kUnsupported || error.code() == ErrorCode::kNotFound;
+}
+
 uint64_t parse_seed(const std::string& text) {
   if (text == "-1") return resolve_seed(kRandomSeed);
   uint64_t seed = 0;

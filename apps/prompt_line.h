@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "caravan/llm.h"
+#include "core/error.h"
 #include "core/json.h"
 #include "server/request_schema.h"
 
@@ -61,6 +62,9 @@ class PromptLineParser {
 /// "id" and "custom_id". Errors: as PromptLineParser::parse.
 ScoreLine parse_score_line(const boost::json::object& line, bool parse_special,
                            const std::string& where);
+
+/// Whether an error is of one line, not of the run, when it comes of reading the line.
+bool is_of_the_line(const Error& error);
 
 /// "-1": a random one; else the number. Errors: kInvalidArgument.
 uint64_t parse_seed(const std::string& text);

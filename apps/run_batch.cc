@@ -55,12 +55,6 @@ ResultSettings settings_of(const RunFlags& flags) {
   return ResultSettings(all);
 }
 
-/// An error of one line, not of the run.
-bool is_of_the_line(const Error& error) {
-  return error.code() == ErrorCode::kInvalidArgument || error.code() == ErrorCode::kCorrupt ||
-         error.code() == ErrorCode::kUnsupported || error.code() == ErrorCode::kNotFound;
-}
-
 LlmOptions batch_options(const RunFlags& flags, const ModelDir& dir, int64_t limit) {
   LlmOptions options{.model = flags.model.model,
                      .dtype = flags.model.dtype,

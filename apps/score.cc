@@ -101,10 +101,7 @@ class ScoreBatch {
       const ScoreLine line = parse_score_line(value.get_object(), flags_.parse_special, where);
       ids = token_ids(line, where);
     } catch (const Error& error) {
-      if (error.code() != ErrorCode::kInvalidArgument && error.code() != ErrorCode::kCorrupt &&
-          error.code() != ErrorCode::kUnsupported && error.code() != ErrorCode::kNotFound) {
-        throw;
-      }
+      if (!is_of_the_line(error)) throw;
       row["line"] = reader_.number();
       row["error"] = error.what();
       return row;

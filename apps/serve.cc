@@ -528,13 +528,11 @@ void add_http_flags(CLI::App& command, ServeFlags& flags) {
   command
       .add_option("--allowed-host", http.allowed_hosts,
                   "Name under which the server may be addressed, beside its own; *: any")
-      ->allow_extra_args(false)
-      ->delimiter(',');
+      ->allow_extra_args(false);
   command
       .add_option("--cors-origin", http.cors_origins,
                   "Origin whose web pages may use the server, such as https://a.example; *: any")
-      ->allow_extra_args(false)
-      ->delimiter(',');
+      ->allow_extra_args(false);
   command
       .add_option("--max-connections", http.max_connections,
                   "Connections at once; then the idlest is closed for a new one, and when all are "

@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "server/api_error.h"
 #include "server/json_schema.h"
+#include "server/memory_budget.h"
 
 namespace caravan {
 
@@ -77,8 +78,7 @@ void CompletionJob::start() {
                     "ask for fewer choices, tokens or log probabilities",
                     answer_bytes_, context_->max_answer_bytes));
   }
-  constexpr int64_t kSmallBytes = int64_t{64} << 10;
-  if (answer_bytes_ > kSmallBytes && !exchange_->reserve(answer_bytes_)) {
+  if (answer_bytes_ > MemoryBudget::kSmallBytes && !exchange_->reserve(answer_bytes_)) {
     throw ApiError(503, "server_error", "there is no memory for the answer now: try again later",
                    "", "overloaded");
   }

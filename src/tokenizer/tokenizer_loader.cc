@@ -247,8 +247,7 @@ LoadedTokenizer load_tokenizer_json(const TokenizerFiles& files) {
 }
 
 void read_merges_txt(std::string_view text, const std::string& where, VocabularyBuilder& builder) {
-  constexpr std::string_view kByteOrderMark = "\xEF\xBB\xBF";
-  if (text.starts_with(kByteOrderMark)) text.remove_prefix(kByteOrderMark.size());
+  text = skip_byte_order_mark(text);
   constexpr const char* kBlanks = " \t\r";
   const size_t text_end = text.find_last_not_of(" \t\r\n") + 1;  // 0 for none
   size_t line_number = 0;
